@@ -1,0 +1,42 @@
+# `make help` lists the targets. Needs Python 3.11+ and make; PYTHON chooses the interpreter of a new .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv run demo test lint format protos bench
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(STAMP) ## create .venv with the product (editable) and the test extras
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	@touch $@
+
+run: venv ## run the daemon on the embedded default in ./data
+	$(BIN)/llm-optimizer
+
+demo: venv ## two minutes: real prompts, a learning daemon, a report in build/demo
+	$(BIN)/python -m benchmarks.demo
+
+test: venv ## run all tests
+	$(BIN)/python -m pytest
+
+lint: venv ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## lay out the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: venv ## regenerate optimizer/pb from protos/
+	$(BIN)/python protos/generate.py
+
+bench: venv ## performance by ratio against floors, in one run
+	$(BIN)/python -m benchmarks

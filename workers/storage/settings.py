@@ -1,0 +1,34 @@
+"""
+`[storage]`: where events and state are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.config.fields import Secret, option
+
+_LATER = "this version keeps everything in LMDB"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    The embedded store, and the servers that a later version adds to it.
+    """
+
+    lmdb_path: str = option("", "Folder of the LMDB environment; empty: data_dir/lmdb.", reload="restart")
+    max_size_bytes: int = option(
+        0, "Refuse events beyond this size of the store; 0: as far as the disk goes.", reload="restart", minimum=0
+    )
+    commit_wait_ms: float = option(
+        2.0,
+        "Longest wait of a commit for company: batches that arrive meanwhile share its fsync.",
+        reload="restart",
+        minimum=0,
+        maximum=50,
+    )
+    sled_path: str = option("", "Older name of lmdb_path.", alias_of="lmdb_path")
+    postgres_url: Secret = option(Secret(""), "System of record.", unused=_LATER)
+    redis_url: Secret = option(Secret(""), "State shared between replicas.", unused=_LATER)
+    max_connections: int = option(10, "Connections to PostgreSQL.", unused=_LATER, minimum=1)
