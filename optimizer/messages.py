@@ -189,6 +189,14 @@ class Grown(Message, frozen=True):
     last_offset: int
 
 
+class Pulse(Message, frozen=True):
+    """
+    Published every second for each group: the number of its last message, so that a loss is seen at the latest then.
+    """
+
+    sequence: int
+
+
 # --- collector -----------------------------------------------------------------------------------------
 
 
@@ -312,7 +320,7 @@ class SystemEvents(Message, frozen=True):
 Control = Ready | Heartbeat | SystemStored | Stop | Fleet | SystemEvents
 Bus = (
     Append | Appended | Read | Page | Commit | Committed | Get | Scan | States | Inspect | StorageReport
-    | Changed | Grown | Submit | Submitted | Failure
+    | Changed | Grown | Pulse | Submit | Submitted | Failure
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,122 @@
+"""
+Storage in memory: the twin of the storage service for tests and offline replays. The same promises, but durability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from optimizer.errors import Conflict, Problem
+from optimizer.messages import (
+    Appended,
+    Changed,
+    Entry,
+    Grown,
+    Log,
+    Message,
+    Page,
+    Record,
+    State,
+    States,
+    StorageReport,
+)
+
+
+class MemoryStorage:
+    """
+    Implements `bus.storage.Storage`; `subscribe` has the shape of `Bus.subscribe`, so a Mirror can follow it.
+    """
+
+    def __init__(self) -> None:
+        self.logs: dict[Log, list[Entry]] = {"journal": [], "system": []}
+        self.states: dict[str, State] = {}
+        self.revision = 0
+        self._offsets: dict[str, int] = {}
+        self._selections: set[str] = set()
+        self._followers: list[tuple[tuple[str, ...], Callable[[str, Message], None]]] = []
+        self._sequence = 0
+
+    def subscribe(
+        self,
+        peer: str,
+        topics: Sequence[str],
+        on_message: Callable[[str, Message], None],
+        on_join: Callable[[], None],
+    ) -> None:
+        """
+        Follow what is published; `on_join` is called at once.
+        """
+        self._followers.append((tuple(topics), on_message))
+        on_join()
+
+    async def append(self, records: Sequence[Record]) -> Appended:
+        duplicates = []
+        journal = self.logs["journal"]
+        for position, record in enumerate(records):
+            if record.id in self._offsets:
+                duplicates.append(position)
+                continue
+            opens = not record.selection or record.selection not in self._selections
+            self._selections.add(record.selection)
+            journal.append(Entry(len(journal) + 1, opens, record.body))
+            self._offsets[record.id] = len(journal)
+        if len(duplicates) < len(records):
+            self._publish("log/journal", Grown(sequence=0, log="journal", last_offset=len(journal)))
+        return Appended(last_offset=len(journal), duplicates=duplicates)
+
+    async def read(self, log: Log, after: int, limit: int = 1000) -> Page:
+        entries = self.logs[log]
+        return Page(entries=entries[after : after + limit], last_offset=len(entries))
+
+    async def commit(
+        self,
+        puts: Mapping[str, bytes] | None = None,
+        deletes: Sequence[str] = (),
+        expect: Mapping[str, int] | None = None,
+        system: Sequence[bytes] = (),
+    ) -> int:
+        problems = [
+            Problem(key, f"is at revision {self._at(key)}", f"revision {wanted}")
+            for key, wanted in (expect or {}).items()
+            if self._at(key) != wanted
+        ]
+        if problems:
+            raise Conflict(problems)
+        self.revision += 1
+        for key, body in (puts or {}).items():
+            self.states[key] = State(self.revision, body)
+        for key in deletes:
+            self.states.pop(key, None)
+        log = self.logs["system"]
+        log.extend(Entry(len(log) + 1 + i, True, body) for i, body in enumerate(system))
+        for key in (*(puts or {}), *deletes):
+            body = (puts or {}).get(key)
+            self._publish(f"state/{key}", Changed(sequence=0, key=key, revision=self.revision, body=body))
+        if system:
+            self._publish("log/system", Grown(sequence=0, log="system", last_offset=len(log)))
+        return self.revision
+
+    async def get(self, keys: Sequence[str]) -> dict[str, State]:
+        return {key: self.states[key] for key in keys if key in self.states}
+
+    async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> States:
+        keys = sorted(key for key in self.states if key.startswith(prefix) and key > after)
+        found = {key: self.states[key] for key in keys[:limit]}
+        return States(states=found, revision=self.revision, more=len(keys) > limit)
+
+    async def inspect(self) -> StorageReport:
+        return StorageReport(
+            journal_offset=len(self.logs["journal"]),
+            system_offset=len(self.logs["system"]),
+            revision=self.revision,
+            used_bytes=sum(len(entry.body) for entries in self.logs.values() for entry in entries),
+            map_bytes=0,
+        )
+
+    def _at(self, key: str) -> int:
+        return self.states[key].revision if key in self.states else 0
+
+    def _publish(self, topic: str, message: Message) -> None:
+        for topics, on_message in self._followers:
+            if topic.startswith(topics):
+                on_message(topic, message)
