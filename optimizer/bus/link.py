@@ -23,7 +23,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 import zmq
@@ -34,7 +34,6 @@ from optimizer.messages import VERSION, Changed, Failure, Grown, Message, Pulse,
 from optimizer.telemetry.logs import log
 
 Handler = Callable[[Message], Awaitable[Message]]
-M = TypeVar("M", Changed, Grown)
 
 MAX_PENDING: Final = 4096  # requests of one client without an answer; more means the peer is far behind
 MAX_MESSAGE_BYTES: Final = 80 * 1024 * 1024  # an OTLP body of the largest allowed size, decoded, still passes
@@ -55,7 +54,7 @@ class _Pump:
         self.socket = socket
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
-        self._descriptor = socket.getsockopt(zmq.FD)
+        self._descriptor = socket.fileno()
         self._again = False
         self._closed = False
         self._loop.add_reader(self._descriptor, self._drain)
@@ -80,7 +79,7 @@ class _Pump:
             self.socket.close(0)
 
     def _wake(self) -> None:
-        if not self._again and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if not self._again and self.socket.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator,arg-type] # EVENTS is an int
             self._again = True
             self._loop.call_soon(self._drain)
 
@@ -207,7 +206,7 @@ class _Server:
             answer = await self._handler(_decode(data, "a client"))
         except OptimizerError as error:
             answer = _failure(error)
-        except Exception as error:  # the top of this loop: one bad request must not end the others
+        except Exception as error:  # noqa: BLE001 - the top of this loop: one bad request must not end the others
             log.opt(exception=error).error("bus.handler_failed", error=repr(error))
             answer = Failure(kind="permanent", message=f"internal error: {type(error).__name__}")
         self._answer(peer, key, answer)
@@ -234,7 +233,7 @@ class _Publisher:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_PULSE_S, self._pulse)
 
-    def publish(self, group: str, topic: str, message: M) -> None:
+    def publish(self, group: str, topic: str, message: Changed | Grown) -> None:
         number = self._numbers[group] = self._numbers.get(group, 0) + 1
         self._pump.send((topic.encode(), _TAG + encode(msgspec.structs.replace(message, sequence=number))))
 
@@ -394,7 +393,7 @@ class Bus:
         watching = self._pumped(monitor, on_event)
         pump = self._pumped(socket, on_frames)
         socket.connect(self._endpoint(name))
-        watching._wake()  # noqa: SLF001 - the handshake may be over before the loop looks at the descriptor
+        watching._wake()
         return pump
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
@@ -448,12 +447,21 @@ def _error(failure: Failure) -> OptimizerError:
 
 
 def _failure(error: OptimizerError) -> Failure:
-    if isinstance(error, Transient):
-        kind = "rejected" if isinstance(error, Rejected) else "transient"
-        return Failure(kind=kind, message=str(error), retry_after_s=error.retry_after_s)
-    if isinstance(error, Invalid):
-        kind = "conflict" if isinstance(error, Conflict) else "not_found" if isinstance(error, NotFound) else "invalid"
-        return Failure(
-            kind=kind, message=str(error), problems=[(p.field, p.reason, p.expected) for p in error.problems]
-        )
-    return Failure(kind="permanent", message=str(error))
+    told = str(error)
+    match error:
+        case Rejected():
+            return Failure(kind="rejected", message=told, retry_after_s=error.retry_after_s)
+        case Transient():
+            return Failure(kind="transient", message=told, retry_after_s=error.retry_after_s)
+        case Conflict():
+            return Failure(kind="conflict", message=told, problems=_told(error))
+        case NotFound():
+            return Failure(kind="not_found", message=told, problems=_told(error))
+        case Invalid():
+            return Failure(kind="invalid", message=told, problems=_told(error))
+        case _:
+            return Failure(kind="permanent", message=told)
+
+
+def _told(error: Invalid) -> list[tuple[str, str, str]]:
+    return [(problem.field, problem.reason, problem.expected) for problem in error.problems]

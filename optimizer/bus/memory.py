@@ -90,8 +90,8 @@ class MemoryStorage:
         log = self.logs["system"]
         log.extend(Entry(len(log) + 1 + i, True, body) for i, body in enumerate(system))
         for key in (*(puts or {}), *deletes):
-            body = (puts or {}).get(key)
-            self._publish(f"state/{key}", Changed(sequence=0, key=key, revision=self.revision, body=body))
+            changed = Changed(sequence=0, key=key, revision=self.revision, body=(puts or {}).get(key))
+            self._publish(f"state/{key}", changed)
         if system:
             self._publish("log/system", Grown(sequence=0, log="system", last_offset=len(log)))
         return self.revision

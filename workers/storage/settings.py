@@ -21,13 +21,6 @@ class Settings:
     max_size_bytes: int = option(
         0, "Refuse events beyond this size of the store; 0: as far as the disk goes.", reload="restart", minimum=0
     )
-    commit_wait_ms: float = option(
-        2.0,
-        "Longest wait of a commit for company: batches that arrive meanwhile share its fsync.",
-        reload="restart",
-        minimum=0,
-        maximum=50,
-    )
     sled_path: str = option("", "Older name of lmdb_path.", alias_of="lmdb_path")
     postgres_url: Secret = option(Secret(""), "System of record.", unused=_LATER)
     redis_url: Secret = option(Secret(""), "State shared between replicas.", unused=_LATER)
