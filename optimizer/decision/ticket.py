@@ -1,0 +1,87 @@
+"""
+The selection id: a signed ticket that carries what is needed to learn from the answer, so that nothing has to be stored.
+
+Layout before base64url, little endian: version (1 byte), nonce (6), time of selection in seconds (4), policy version (4),
+propensity (binary32), length of task and variant (1 byte each unit of UTF-8, 2 bytes), the two names, then 4 bytes for each
+feature (key, binary16), and the first 10 bytes of HMAC-SHA256 over all of it. 80 bits are far beyond guessing over a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from optimizer.decision.features import Features
+from optimizer.errors import Invalid, Problem
+
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct("<B6sIIfHH")
+_FEATURE: Final = struct.Struct("<He")
+_MAC_BYTES: Final = 10
+MAX_TEXT: Final = 2600  # two names of 200 characters in UTF-8 and all features, in base64
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """
+    What was selected: `propensity` in (0, 1], `at` in whole seconds since 1970 (UTC).
+    """
+
+    task: str
+    variant: str
+    propensity: float
+    policy_version: int
+    at: int
+    features: Features = ()
+
+
+def seal(secret: bytes, ticket: Ticket, nonce: bytes) -> str:
+    """
+    The ticket as a selection id.
+
+    Args:
+        secret: the installation's key.
+        nonce: 6 bytes, fresh for each selection, so that no two have the same id.
+    """
+    task, variant = ticket.task.encode(), ticket.variant.encode()
+    head = _HEAD.pack(_VERSION, nonce, ticket.at, ticket.policy_version, ticket.propensity, len(task), len(variant))
+    body = b"".join((head, task, variant, *(_FEATURE.pack(key, value) for key, value in ticket.features)))
+    return base64.urlsafe_b64encode(body + _mac(secret, body)).decode().rstrip("=")
+
+
+def unseal(secret: bytes, text: str) -> Ticket:
+    """
+    The ticket in a selection id.
+
+    Raises:
+        Invalid: it is none of this installation's; the problem's field is `selection_id`.
+    """
+    try:
+        raw = base64.urlsafe_b64decode(text[:MAX_TEXT] + "=" * (-len(text) % 4))
+        body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        if not hmac.compare_digest(mac, _mac(secret, body)):
+            raise ValueError
+        version, _, at, policy_version, propensity, task_bytes, variant_bytes = _HEAD.unpack_from(body)
+        if version != _VERSION:
+            raise ValueError
+    except (binascii.Error, ValueError, struct.error):
+        problem = Problem("selection_id", "was not given out by this installation", "the id that select returned")
+        raise Invalid([problem]) from None
+    middle, end = _HEAD.size + task_bytes, _HEAD.size + task_bytes + variant_bytes
+    return Ticket(
+        task=body[_HEAD.size : middle].decode(),
+        variant=body[middle:end].decode(),
+        propensity=propensity,
+        policy_version=policy_version,
+        at=at,
+        features=tuple(_FEATURE.iter_unpack(body[end:])),
+    )
+
+
+def _mac(secret: bytes, body: bytes) -> bytes:
+    return hmac.digest(secret, body, hashlib.sha256)[:_MAC_BYTES]
