@@ -21,6 +21,7 @@ from optimizer.decision.ticket import unseal
 from optimizer.errors import Conflict, Invalid, Problem
 from optimizer.messages import Entry, State
 from optimizer.model import Event, SystemEvent, Task, new_id
+from optimizer.operations import validation
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
@@ -107,7 +108,7 @@ class Study:
         Tasks of the configuration that nobody has declared yet.
         """
         for declared in self._frame.config.tasks:
-            task = msgspec.convert(declared, Task)
+            task: Task = validation.checked(validation.task(declared))
             key = f"task/{task.task}"
             if key not in tasks:
                 try:

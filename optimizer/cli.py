@@ -1,0 +1,76 @@
+"""
+`llm-optimizer`: parse, load, run.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optimizer.errors import EXIT_CONFIGURATION, EXIT_TEMPORARY, Invalid, Permanent, Problem, Transient
+
+LEVELS = ["trace", "debug", "info", "warn", "error"]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="Path to configuration file.")
+@click.option("-l", "--log-level", type=click.Choice(LEVELS), help="Override log level.")
+@click.option("--json-logs", is_flag=True, help="Enable JSON logging.")
+@click.option("--validate-config", is_flag=True, help="Validate configuration and exit.")
+@click.option("--print-default-config", is_flag=True, help="Print default configuration and exit.")
+@click.version_option(version("llm-auto-optimizer"), "-V", "--version", prog_name="llm-optimizer")
+def main(
+    path: Path | None, log_level: str | None, json_logs: bool, validate_config: bool, print_default_config: bool
+) -> None:
+    """
+    Learn which language-model variant serves each task best, from telemetry and feedback.
+    """
+    if print_default_config:
+        from optimizer.config.printer import default_toml
+
+        click.echo(default_toml(), nl=False)
+        return
+    from optimizer.config.loader import load
+
+    overrides: dict[str, Any] = {}
+    if log_level:
+        overrides["observability.log_level"] = log_level
+    if json_logs:
+        overrides["observability.json_logging"] = True
+    try:
+        config = load(path, overrides=overrides)
+        _check_tasks(config.tasks)
+    except Invalid as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(EXIT_CONFIGURATION)
+    if validate_config:
+        for warning in config.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        click.echo("valid")
+        return
+    from optimizer.supervisor.daemon import run
+
+    try:
+        sys.exit(run(config))
+    except (Permanent, Transient) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, Permanent) else EXIT_TEMPORARY)
+
+
+def _check_tasks(tasks: tuple[Any, ...]) -> None:
+    if not tasks:
+        return
+    from optimizer.operations import validation
+
+    problems: list[Problem] = []
+    for i, declared in enumerate(tasks):
+        found = validation.task(declared, path=f"tasks[{i}]")
+        if isinstance(found, list):
+            problems += found
+    if problems:
+        raise Invalid(problems)
