@@ -1,0 +1,96 @@
+"""
+From a configuration to a running daemon and its exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Final
+
+from optimizer.catalog import SERVICES
+from optimizer.config.tree import Config
+from optimizer.errors import EXIT_DONE, Permanent
+from optimizer.supervisor import sockets, spawn
+from optimizer.supervisor.admin import Admin
+from optimizer.supervisor.parent import Supervisor
+from optimizer.telemetry.logs import configure, log
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+SECRET_BYTES: Final = 32
+SECRET_NAME: Final = "selection.key"  # in data_dir
+
+
+def run(config: Config) -> int:
+    """
+    Run until stopped; returns the exit code.
+
+    Raises:
+        Permanent: another daemon has the folder, an address is taken, or a folder cannot be made.
+    """
+    configure(config.observability.log_level, config.observability.json_logging, "supervisor")
+    for warning in config.warnings:
+        log.warning("config.warning", text=warning)
+    try:
+        lock = _folders(config)
+        secret = _secret(config.data_dir / SECRET_NAME)
+    except OSError as error:
+        raise Permanent(f"{error.filename}: {error.strerror}") from error
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    enabled = [service for service in SERVICES if config.enabled(service.section)]
+    listeners = sockets.bind_all(enabled, config)
+    spawn.preload(enabled)
+    lifeline = os.pipe()
+    asyncio.run(_run(config, secret, listeners, lifeline))
+    os.close(lock)
+    return EXIT_DONE
+
+
+async def _run(config: Config, secret: bytes, listeners: sockets.Bound, lifeline: tuple[int, int]) -> None:
+    supervisor = Supervisor(SERVICES, config, secret, listeners, lifeline)
+    async with Admin(config.runtime_dir, supervisor.command):
+        await supervisor.run()
+
+
+def _folders(config: Config) -> int:
+    """
+    The daemon's folders, made and locked; returns the lock's descriptor.
+    """
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.runtime_dir.chmod(0o700)
+    for folder in dict.fromkeys((config.runtime_dir, config.data_dir)):
+        lock = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Permanent(f"another daemon runs in {folder}") from error
+    shutil.rmtree(config.runtime_dir / "metrics", ignore_errors=True)
+    (config.runtime_dir / "metrics").mkdir(mode=0o700)
+    return lock
+
+
+def _secret(path: Path) -> bytes:
+    """
+    The installation's key, made at the first start.
+    """
+    try:
+        secret = path.read_bytes()
+    except FileNotFoundError:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+    if len(secret) != SECRET_BYTES:
+        raise Permanent(f"{path} has {len(secret)} bytes, not {SECRET_BYTES}: it is no key of ours")
+    return secret
