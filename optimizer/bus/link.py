@@ -47,18 +47,19 @@ _TAG: Final = bytes([VERSION])
 
 class _Pump:
     """
-    One socket, read by the loop whenever it has something.
+    One socket, read by the loop whenever it has something; without `on_frames` it only sends.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None] | None) -> None:
         self.socket = socket
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
         self._descriptor = socket.fileno()
         self._again = False
         self._closed = False
-        self._loop.add_reader(self._descriptor, self._drain)
-        self._wake()
+        if on_frames is not None:
+            self._loop.add_reader(self._descriptor, self._drain)
+            self._wake()
 
     def send(self, frames: Sequence[bytes]) -> bool:
         """
@@ -79,12 +80,14 @@ class _Pump:
             self.socket.close(0)
 
     def _wake(self) -> None:
-        if not self._again and self.socket.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator,arg-type] # EVENTS is an int
+        if self._on_frames is not None and not self._again and self.socket.get(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator,arg-type] # EVENTS is an int
             self._again = True
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         self._again = False
+        if self._on_frames is None:
+            return
         for _ in range(_BURST):
             if self._closed:
                 return
@@ -228,7 +231,7 @@ class _Server:
 
 class _Publisher:
     def __init__(self, bus: Bus) -> None:
-        self._pump = bus.bind(zmq.PUB, "pub", lambda _: None)
+        self._pump = bus.bind(zmq.PUB, "pub", None)
         self._numbers: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_PULSE_S, self._pulse)
@@ -344,11 +347,20 @@ class Bus:
 
     def publish(self, group: str, topic: str, message: Changed | Grown) -> None:
         """
-        Publish under a topic that begins with `<group>/` or is the group; the first call binds `<identity>.pub`.
+        Publish under a topic that begins with `<group>/` or is the group; `bind_publisher` comes first.
         """
         if self._publisher is None:
-            self._publisher = _Publisher(self)
+            raise RuntimeError(f"{self._identity} publishes, but has not bound its publisher")
         self._publisher.publish(group, topic, message)
+
+    def bind_publisher(self) -> None:
+        """
+        Bind `<identity>.pub`, so that subscribers can join before there is anything to publish.
+
+        Raises:
+            Permanent: another process has bound it.
+        """
+        self._publisher = _Publisher(self)
 
     def subscribe(
         self,
@@ -362,7 +374,7 @@ class Bus:
         """
         _Subscription(self, peer, topics, on_message, on_join)
 
-    def bind(self, kind: int, suffix: str, on_frames: Callable[[list[bytes]], None]) -> _Pump:
+    def bind(self, kind: int, suffix: str, on_frames: Callable[[list[bytes]], None] | None) -> _Pump:
         """
         A bound socket of ours.
         """
@@ -404,7 +416,7 @@ class Bus:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         return socket
 
-    def _pumped(self, socket: Any, on_frames: Callable[[list[bytes]], None]) -> _Pump:
+    def _pumped(self, socket: Any, on_frames: Callable[[list[bytes]], None] | None) -> _Pump:
         pump = _Pump(socket, on_frames)
         self._pumps.append(pump)
         return pump

@@ -23,7 +23,7 @@ from optimizer.telemetry.logs import configure, log
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 SECRET_BYTES: Final = 32
-SECRET_NAME: Final = "selection.key"  # in data_dir
+KEY_FILE: Final = "selection.key"  # in data_dir
 
 
 def run(config: Config) -> int:
@@ -38,7 +38,7 @@ def run(config: Config) -> int:
         log.warning("config.warning", text=warning)
     try:
         lock = _folders(config)
-        secret = _secret(config.data_dir / SECRET_NAME)
+        secret = _secret(config.data_dir / KEY_FILE)
     except OSError as error:
         raise Permanent(f"{error.filename}: {error.strerror}") from error
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -308,7 +308,8 @@ class Supervisor:
         for name in names:
             self._wards[name].stop(deadline_s / 2, again=True, reason="an operator restarts it")
         await self._settled(names, deadline_s)
-        states = {name: self._wards[name].state for name in names}
-        if late := [name for name, state in states.items() if state not in SERVING]:
-            raise Transient(f"{late[0]} is {states[late[0]]} after {deadline_s:g} s: {self._wards[late[0]].reason}")
-        return {"services": states}
+        if late := [name for name in names if self._wards[name].state not in SERVING]:
+            raise Transient(
+                f"{late[0]} is {self._wards[late[0]].state} after {deadline_s:g} s: {self._wards[late[0]].reason}"
+            )
+        return {"services": {name: self._wards[name].state.value for name in names}}

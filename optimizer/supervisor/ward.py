@@ -98,7 +98,7 @@ class Ward:
         before, step = self.state, TABLE[self.state, event]
         self.state, self.reason = step.state, reason
         if step.state is not before:
-            log.info("service.state", target=self.service.name, was=before, now=step.state, event=event, reason=reason)
+            log.info("service.state", target=self.service.name, was=before, now=step.state, on=event, reason=reason)
         for effect in step.effects:
             self._do(effect)
         self.on_change(self)
@@ -289,7 +289,7 @@ class Ward:
         elif state not in (State.RUNNING, State.DISABLED):
             message = self.reason
         return ServiceView(
-            state=state,
+            state=state.value,
             healthy=state in (State.RUNNING, State.DISABLED) and missed < self.failure_threshold,
             consecutive_failures=max(missed, self.policy.in_a_row if self.state not in SERVING else 0),
             message=message,

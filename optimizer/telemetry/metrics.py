@@ -65,7 +65,9 @@ SERVICE_METRICS: Final = (
 SUPERVISOR_METRICS: Final = (
     Metric("service_status", "gauge", "1 while the service runs, else 0.", ("service",)),
     Metric("service_health", "gauge", "1 while the service is healthy, else 0.", ("service",)),
-    Metric("service_uptime_seconds", "gauge", "Seconds since the service became ready; 0 while it is not.", ("service",)),
+    Metric(
+        "service_uptime_seconds", "gauge", "Seconds since the service became ready; 0 while it is not.", ("service",)
+    ),
     # rising: it crashes; the reason says how
     Metric("service_restarts_total", "counter", "Restarts of the service, by reason.", ("service", "reason")),
     Metric("memory_usage_bytes", "gauge", "Memory of the service's process, in bytes.", ("service",)),

@@ -52,7 +52,8 @@ async def run(frame: Frame[Settings], bus: Subscribable, storage: Storage) -> No
         learning = group.create_task(_learn(frame, study, tasks, wake))
         await frame.stopping.wait()
         wake.set()
-        await learning
+        await asyncio.wait({learning}, timeout=frame.stop_budget_s / 2)
+        learning.cancel()  # it may wait for a storage that is away; what is not committed will be learned again
         mirror.cancel()
 
 

@@ -48,6 +48,7 @@ async def serve(frame: Frame[Settings]) -> None:
         desk = Desk(frame, bus, lake, open_metrics(frame.metrics_dir, frame.slot))
         frame.probe = desk.probe
         frame.store_system_events = desk.announce
+        bus.bind_publisher()
         bus.serve(desk.answer)
         frame.ready()
         desk.writer.failed.add_done_callback(lambda _: frame.stopping.set())
