@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from optimizer import __version__
 from optimizer.errors import EXIT_CONFIGURATION, EXIT_TEMPORARY, Invalid, Permanent, Problem, Transient
 
 LEVELS = ["trace", "debug", "info", "warn", "error"]
@@ -22,7 +22,7 @@ LEVELS = ["trace", "debug", "info", "warn", "error"]
 @click.option("--json-logs", is_flag=True, help="Enable JSON logging.")
 @click.option("--validate-config", is_flag=True, help="Validate configuration and exit.")
 @click.option("--print-default-config", is_flag=True, help="Print default configuration and exit.")
-@click.version_option(version("llm-auto-optimizer"), "-V", "--version", prog_name="llm-optimizer")
+@click.version_option(__version__, "-V", "--version", prog_name="llm-optimizer")
 def main(
     path: Path | None, log_level: str | None, json_logs: bool, validate_config: bool, print_default_config: bool
 ) -> None:

@@ -133,7 +133,8 @@ async def delete_task(house: House, request: NamedTask) -> Nothing:
 
 async def declare_tasks(house: House, documents: Sequence[Mapping[str, Any]]) -> None:
     """
-    Bring the tasks of the configuration file into the state; those that are as they should be are left alone.
+    Bring the tasks of the configuration file into the state: each once, and again when its declaration in the file has
+    changed, so that a restart does not undo what an operator changed since.
 
     Raises:
         Invalid: with every problem of all of them; nothing was changed.
@@ -144,7 +145,11 @@ async def declare_tasks(house: House, documents: Sequence[Mapping[str, Any]]) ->
         raise Invalid(validation.cut(problems))
     for task in found:
         if isinstance(task, Task):
-            await _write(house, task, replace=True)
+            key, body = f"declared/{task.task}", msgspec.msgpack.encode(task)
+            known = (await house.storage.get([key])).get(key)
+            if known is None or known.body != body:
+                await _write(house, task, replace=True)
+                await house.storage.commit(puts={key: body})
 
 
 def missing(house: House, name: str) -> NotFound:

@@ -221,8 +221,8 @@ def _title(reader: Reader, name: str) -> str:
         reader.wrong("task", "is missing", "the name of the task")
     elif name and title and title != name:
         reader.wrong("task", f"is {shown(title)}", f"{shown(name)}, as in the address")
-    elif "/" in title or title in (".", ".."):
-        reader.wrong("task", f"is {shown(title)}", "a name that can stand in an address: without a slash")
+    elif title in (".", ".."):
+        reader.wrong("task", f"is {shown(title)}", "a name that can stand in an address")
     return title
 
 

@@ -21,7 +21,6 @@ from optimizer.decision.ticket import unseal
 from optimizer.errors import Conflict, Invalid, Problem
 from optimizer.messages import Entry, State
 from optimizer.model import Event, SystemEvent, Task, new_id
-from optimizer.operations import validation
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
@@ -68,7 +67,6 @@ class Study:
         """
         Begin again at what is committed. Raises Transient when storage does not answer.
         """
-        await self._declare(tasks)
         found = (await self._storage.get([CHECKPOINT])).get(CHECKPOINT)
         self._revision = found.revision if found else 0
         self._checkpoint = msgspec.msgpack.decode(found.body, type=Checkpoint) if found else Checkpoint()
@@ -102,19 +100,6 @@ class Study:
             found.update(page.states)
             after, more = max(page.states, default=""), page.more
         return found
-
-    async def _declare(self, tasks: Mapping[str, State]) -> None:
-        """
-        Tasks of the configuration that nobody has declared yet.
-        """
-        for declared in self._frame.config.tasks:
-            task: Task = validation.checked(validation.task(declared))
-            key = f"task/{task.task}"
-            if key not in tasks:
-                try:
-                    await self._storage.commit({key: _pack(task)}, expect={key: 0})
-                except Conflict:
-                    log.info("task.kept", task=task.task, reason="it was declared meanwhile")
 
     async def advance(self, tasks: Mapping[str, State]) -> bool:
         """

@@ -1,0 +1,231 @@
+"""
+HTTP on top of aiohttp's low-level server: finds the route, keeps the bounds, turns every error into a problem document,
+counts. Routing and middlewares of aiohttp's Application would cost more than a selection does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import unquote
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from optimizer.errors import OptimizerError
+from optimizer.operations.house import House
+from optimizer.telemetry.logs import log
+from optimizer.telemetry.metrics import Metrics
+from workers.rest_api.problems import Refused, problem_response, refusal
+from workers.rest_api.routes import Call, Route
+from workers.rest_api.settings import Settings
+
+BACKLOG: Final = 1024  # callers who wait while the service restarts
+_LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
+_IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
+_GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
+
+
+class Api:
+    """
+    Answers requests.
+
+    Args:
+        routes: the table.
+    """
+
+    def __init__(self, house: House, settings: Settings, metrics: Metrics, routes: Sequence[Route]) -> None:
+        self._house = house
+        self._settings = settings
+        self._metrics = metrics
+        self._tree = _tree(routes)
+        self._in_hand = 0
+        self._outcomes: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._selections: dict[tuple[str, str], Any] = {}
+        self.stopping = False
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """
+        The answer to one request; never raises for what the sender did.
+        """
+        began = time.perf_counter()
+        path = request.rel_url.raw_path
+        operation = "none"
+        try:
+            route, name = self._find(request.method, path)
+            operation = route.operation
+            response = await self._answer(route, name, request)
+        except Refused as refused:
+            response = problem_response(refused, path)
+        except OptimizerError as error:
+            response = problem_response(refusal(error), path)
+        except (ConnectionError, asyncio.CancelledError):
+            raise  # nobody is there to answer
+        except Exception as error:  # the top: one bad request must not end the connection without an answer
+            log.opt(exception=error).error("rest_api.failed", operation=operation, error=repr(error))
+            response = problem_response(Refused(500, f"internal error: {type(error).__name__}"), path)
+        self._count(operation, response.status, time.perf_counter() - began)
+        if self.stopping:
+            response.force_close()
+        return response
+
+    async def _answer(self, route: Route, name: str, request: web.BaseRequest) -> web.Response:
+        settings = self._settings
+        if self._in_hand >= settings.max_concurrency and not route.vital:
+            told = f"{self._in_hand} requests are in hand already (rest_api.max_concurrency)"
+            raise Refused(503, told, headers={"Retry-After": "1"})
+        self._in_hand += 1
+        try:
+            async with asyncio.timeout(settings.timeout_secs):
+                call = Call(request, self._house, name, settings.max_body_bytes, self._selected)
+                return await route.handler(call)
+        except TimeoutError:
+            seconds = f"{float(settings.timeout_secs):g} s (rest_api.timeout_secs)"
+            if not request.content.is_eof():
+                raise Refused(408, f"the body did not arrive within {seconds}") from None
+            told = f"it took longer than {seconds}; send the same request again"
+            raise Refused(503, told, headers={"Retry-After": "1"}) from None
+        finally:
+            self._in_hand -= 1
+
+    def _find(self, method: str, path: str) -> tuple[Route, str]:
+        node: Any = self._tree
+        name = ""
+        for segment in path[1:].split("/"):
+            following = node.get(segment)
+            if following is None and (following := node.get("*")) is not None:
+                name = _name(segment)
+            if following is None:
+                raise Refused(404, "there is nothing at this address; see /docs")
+            node = following
+        methods = node.get("")
+        if not methods:
+            raise Refused(404, "there is nothing at this address; see /docs")
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise Refused(405, f"{method[:20]} is not possible here, but {allowed}", headers={"Allow": allowed})
+        return route, name
+
+    def _count(self, operation: str, status: int, seconds: float) -> None:
+        outcome = self._outcomes.get((operation, status))
+        if outcome is None:
+            label = (operation, str(status))
+            outcome = self._outcomes[(operation, status)] = (
+                self._metrics.requests_total.labels(*label),
+                self._metrics.request_duration_seconds.labels(*label),
+            )
+        outcome[0].inc()
+        outcome[1].observe(seconds)
+
+    def _selected(self, task: str, variant: str) -> None:
+        counter = self._selections.get((task, variant))
+        if counter is None:
+            counter = self._selections[task, variant] = self._metrics.selections_total.labels(task, variant)
+        counter.inc()
+
+
+def _tree(routes: Sequence[Route]) -> dict[str, Any]:
+    # segments of addresses as nested dicts; "*" stands for a parameter, "" holds the methods
+    root: dict[str, Any] = {}
+    for route in routes:
+        node = root
+        for segment in route.path[1:].split("/"):
+            node = node.setdefault("*" if segment.startswith("{") else segment, {})
+        node.setdefault("", {})[route.method] = route
+    return root
+
+
+def _name(segment: str) -> str:
+    try:
+        return unquote(segment, errors="strict") if "%" in segment else segment
+    except UnicodeDecodeError:
+        raise Refused(400, "the address is not UTF-8 under its percent signs") from None
+
+
+class _Connection(RequestHandler):
+    __slots__ = ("fresh",)
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.fresh = True
+
+    def data_received(self, data: bytes) -> None:
+        self.fresh = False
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """
+        The answer to what is no HTTP, or has headers beyond the bounds.
+        """
+        log.debug("rest_api.bad_http", error=repr(exc)[:200])
+        response = problem_response(Refused(status, (message or str(exc)).strip()[:300]), "")
+        response.force_close()
+        return response
+
+
+class Server(web.Server):
+    """
+    aiohttp's server with our connections; `on_connections` hears their number.
+    """
+
+    def __init__(self, api: Api, on_connections: Callable[[int], None]) -> None:
+        super().__init__(api.handle, request_factory=self._request)  # type: ignore[arg-type]
+        self._api = api
+        self._on_connections = on_connections
+        self._site: asyncio.Server | None = None
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,
+            auto_decompress=False,  # aiohttp would inflate without a bound; bodies.py does it within ours
+            keepalive_timeout=_IDLE_S,
+            lingering_time=_LINGER_S,
+        )
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        bound = self._api._settings.max_body_bytes
+        loop = protocol._loop
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=bound)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._on_connections(len(self.connections))
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._on_connections(sum(1 for one in self.connections if one is not handler))
+
+    async def listen(self, listener: socket.socket) -> None:
+        """
+        Accept connections from now on.
+        """
+        loop = asyncio.get_running_loop()
+        self._site = await loop.create_server(self, sock=listener, backlog=BACKLOG)
+
+    async def stop(self, budget_s: float) -> None:
+        """
+        Stop accepting, answer what is in flight, close; what takes longer than `budget_s` is cut.
+        """
+        self._api.stopping = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + budget_s
+        await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
+        if self._site is not None:
+            self._site.close()
+        grace = min(until, loop.time() + _GRACE_S)
+        while loop.time() < grace and any(isinstance(one, _Connection) and one.fresh for one in self.connections):
+            await asyncio.sleep(0.005)
+        self.pre_shutdown()
+        await self.shutdown(max(0.1, until - loop.time()))
