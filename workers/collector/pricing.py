@@ -95,8 +95,8 @@ def _price(provider: str, model: str, day: date) -> Any:
     except LookupError:
         return None
     price: Any = found.model_price
-    given = {name: value for name in price.__dataclass_fields__ if (value := getattr(price, name)) is not None}
-    if any(not isinstance(given.get(name, Decimal(0)), Decimal) for name in _LINEAR) or "requests_kcount" in given:
+    given = {name: value for name in (*_LINEAR, "requests_kcount") if (value := getattr(price, name, None)) is not None}
+    if not all(isinstance(value, Decimal) for value in given.values()) or "requests_kcount" in given:
         return price
     fresh, output, read, write = (float(given.get(name, Decimal(0))) / 1e6 for name in _LINEAR)
     return _Linear(

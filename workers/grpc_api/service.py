@@ -11,6 +11,7 @@ import asyncio
 from typing import Final
 
 import grpc
+from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -46,7 +47,7 @@ async def serve(frame: Frame[Settings]) -> None:
         ]
         selection_grpc.add_SelectionServiceServicer_to_server(Selections(house, metrics), server)
         own_health_grpc.add_HealthServiceServicer_to_server(Health(frame), server)
-        standard = health.aio.HealthServicer()
+        standard = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(standard, server)
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         host, port = frame.listeners["grpc"].getsockname()[:2]
