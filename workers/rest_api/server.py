@@ -64,7 +64,7 @@ class Api:
             response = problem_response(refusal(error), path)
         except (ConnectionError, asyncio.CancelledError):
             raise  # nobody is there to answer
-        except Exception as error:  # the top: one bad request must not end the connection without an answer
+        except Exception as error:  # noqa: BLE001 - the top: a defect must not leave a caller without an answer
             log.opt(exception=error).error("rest_api.failed", operation=operation, error=repr(error))
             response = problem_response(Refused(500, f"internal error: {type(error).__name__}"), path)
         self._count(operation, response.status, time.perf_counter() - began)
@@ -179,7 +179,7 @@ class Server(web.Server):
     """
 
     def __init__(self, api: Api, on_connections: Callable[[int], None]) -> None:
-        super().__init__(api.handle, request_factory=self._request)  # type: ignore[arg-type]
+        super().__init__(api.handle, request_factory=self._request)
         self._api = api
         self._on_connections = on_connections
         self._site: asyncio.Server | None = None
@@ -225,7 +225,7 @@ class Server(web.Server):
         if self._site is not None:
             self._site.close()
         grace = min(until, loop.time() + _GRACE_S)
-        while loop.time() < grace and any(isinstance(one, _Connection) and one.fresh for one in self.connections):
+        while loop.time() < grace and any(isinstance(one, _Connection) and one.fresh for one in self.connections):  # noqa: ASYNC110 - aiohttp tells nobody
             await asyncio.sleep(0.005)
         self.pre_shutdown()
         await self.shutdown(max(0.1, until - loop.time()))
