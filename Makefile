@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 run: venv ## run the daemon on the embedded default in ./data
 	$(BIN)/llm-optimizer
 
-demo: venv ## two minutes: real prompts, a learning daemon, a report in build/demo
+demo: venv ## about a minute: real prompts, a learning daemon, a report in build/demo
 	$(BIN)/python -m benchmarks.demo
 
 test: venv ## run all tests

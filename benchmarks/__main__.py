@@ -1,5 +1,5 @@
 """
-`make bench`: run the benchmarks one after another and print one table. `python -m benchmarks bus select` runs some.
+`make bench`: run the benchmarks one after another and print one table. `python -m benchmarks bus` runs one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks import Row
 
-NAMES: Final = ("bus", "otlp", "select", "restart")
+NAMES: Final = ("bus",)
 
 
 def number(value: float) -> str:

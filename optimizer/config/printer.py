@@ -28,7 +28,7 @@ _EXAMPLES: Final = """
 # [[tasks]]
 # task = "support-reply"
 # policy = "thompson"
-# variants = [{{name = "fast", provider = "openai", model = "gpt-4o-mini"}}, {{name = "strong", provider = "openai", model = "gpt-4o"}}]
+# variants = [{{name = "fast", model = "gpt-4o-mini"}}, {{name = "strong", model = "gpt-4o"}}]
 """
 
 

@@ -31,7 +31,7 @@ _RIDGE: Final = 1.0
 _PRIOR_MASS: Final = 5.0  # observations that the prior means count as
 PRIOR_QUALITY: Final = 0.6
 WINDOW: Final = 400  # contexts over which the price is solved
-_LEAK: Final = 400.0  # requests over which an over- or underspend is evened out
+_LEAK: Final = 250.0  # requests over which an over- or underspend is evened out
 _STEPS: Final = 40
 
 

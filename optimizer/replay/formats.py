@@ -42,7 +42,9 @@ def read(path: Path) -> Table:
                 if isinstance(found, Request):
                     requests.append(found)
                 elif len(problems) < _MAX_PROBLEMS:
-                    problems += [Problem(f"{path.name}:{line}: {p.field}".rstrip(": "), p.reason, p.expected) for p in found]
+                    problems += [
+                        Problem(f"{path.name}:{line}: {p.field}".rstrip(": "), p.reason, p.expected) for p in found
+                    ]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise Invalid(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if problems:
@@ -132,9 +134,7 @@ def wide(raw: Mapping[str, Any]) -> Request | list[Problem]:
             cells.setdefault(variant, {})[measure] = value
     problems: list[Problem] = []
     outcomes = {
-        name: outcome
-        for name, found in cells.items()
-        if (outcome := _outcome(f"{name}:", found, problems)) is not None
+        name: outcome for name, found in cells.items() if (outcome := _outcome(f"{name}:", found, problems)) is not None
     }
     return problems or Request(str(raw.get("prompt") or ""), _context(raw), outcomes)
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from optimizer.replay.table import Floats, Grid, means
+from optimizer.replay.table import Floats, Grid, Mask, means
 
 _SLACK: Final = 1 + 1e-9  # a ceiling that is met exactly is met in spite of rounding
 
@@ -120,7 +120,7 @@ def _limit(ceiling_usd: float | None) -> float:
     return np.inf if ceiling_usd is None else ceiling_usd * _SLACK
 
 
-def _columns(grid: Grid) -> tuple[Floats, Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _columns(grid: Grid) -> tuple[Floats, Floats, Mask]:
     usable: np.ndarray[tuple[int], np.dtype[np.bool_]] = grid.offered.any(axis=0)
     return means(grid.cost, grid.offered), means(grid.utility, grid.offered), usable
 

@@ -114,4 +114,5 @@ def means(values: Floats, offered: Mask) -> Floats:
     """
     counts = offered.sum(axis=0)
     total: Floats = np.where(offered, values, 0.0).sum(axis=0)
-    return total / np.maximum(counts, 1)
+    mean: Floats = total / np.maximum(counts, 1)
+    return mean

@@ -58,6 +58,7 @@ class Desk:
         self.memory = MemoryStorage()
         self.away = False
         self.held: asyncio.Event | None = None
+        self.waiting = 0
         self._bus = storage_bus
         storage_bus.serve(self.storage)
         storage_bus.bind_publisher()
@@ -91,6 +92,7 @@ class Desk:
     async def collector(self, message: Message) -> Message:
         assert isinstance(message, Submit)
         if self.held is not None:
+            self.waiting += 1
             await self.held.wait()
         if self.away:
             raise Rejected("no room", 2.0)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
 
+from optimizer import __version__
 from optimizer.model import Event, SystemEvent, Task
 from workers.rest_api.problems import ProblemDocument
 from workers.rest_api.routes import Route, Written
@@ -41,7 +41,7 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "LLM Auto Optimizer",
-            "version": version("llm-auto-optimizer"),
+            "version": __version__,
             "description": "Ask which variant of a task is to serve a request, report how it went, see what was learned.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

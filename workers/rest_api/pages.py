@@ -12,7 +12,7 @@ from aiohttp import web
 
 from optimizer.health import all_ready, health_document, http_status
 from optimizer.service import Frame
-from optimizer.telemetry import exposition
+from optimizer.telemetry.exposition import render
 from workers.rest_api.openapi import openapi
 from workers.rest_api.routes import ROUTES, Call, Route
 from workers.rest_api.settings import Settings
@@ -99,7 +99,7 @@ class Pages:
     async def _metrics(self, call: Call) -> web.Response:
         frame = self._frame
         accept = call.request.headers.get("Accept", "")
-        body, media = exposition.render(frame.metrics_dir, frame.fleet, frame.clock.monotonic(), accept)
+        body, media = render(frame.metrics_dir, frame.fleet, frame.clock.monotonic(), accept)
         return web.Response(body=body, headers={"Content-Type": media})
 
     async def _openapi(self, _: Call) -> web.Response:

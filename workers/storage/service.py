@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from optimizer.telemetry.metrics import Metrics, open_metrics
 
 from optimizer.bus.link import Bus
 from optimizer.errors import Invalid, OptimizerError
@@ -30,6 +29,7 @@ from optimizer.messages import (
 from optimizer.model import SystemEvent
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
+from optimizer.telemetry.metrics import Metrics, open_metrics
 from workers.storage.lake import Lake
 from workers.storage.settings import Settings
 from workers.storage.writer import Writer

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+
+from optimizer.resilience import RestartPolicy, backoff
+from optimizer.supervisor.lifecycle import ALIVE, TABLE, Effect, Event, State
+
+
+def test_the_table_is_total() -> None:
+    assert set(TABLE) == set(product(State, Event))
+
+
+def test_a_stop_wins_in_every_state() -> None:
+    for state in State:
+        after = TABLE[state, Event.STOP].state
+        assert after in (State.STOPPING, State.STOPPED, State.DISABLED)
+
+
+def test_only_states_without_a_process_spawn() -> None:
+    for (state, event), step in TABLE.items():
+        if Effect.SPAWN in step.effects:
+            assert state not in ALIVE
+            assert step.state is State.STARTING
+            assert event in (Event.NEEDS_READY, Event.DUE, Event.RESTART, Event.AGAIN)
+
+
+def test_delays_double_up_to_the_longest_and_jitter_stays_inside() -> None:
+    rng = random.Random(1)
+    assert [backoff(n, 1, 60, 0, rng) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert all(3.2 <= backoff(3, 1, 60, 0.2, rng) <= 4.8 for _ in range(200))
+    with pytest.raises(ValueError, match="count from 1"):
+        backoff(0, 1, 60, 0, rng)
+
+
+def policy() -> RestartPolicy:
+    return RestartPolicy(attempts=3, base_s=1, longest_s=60, jitter=0, stable_after_s=60)
+
+
+def test_the_first_restart_is_at_once_then_it_backs_off_then_the_circuit_opens() -> None:
+    dying = policy()
+    rng = random.Random(1)
+    assert [dying.died(t, 0.0, rng) for t in range(5)] == [(0, False), (1, False), (2, False), (60, True), (60, True)]
+    dying.clear()
+    assert dying.died(100, 0.0, rng) == (0, False)
+
+
+def test_a_stable_run_clears_the_row_but_not_for_ever() -> None:
+    living, rng = policy(), random.Random(1)
+    outcomes = [living.died(61.0 * i, 61.0, rng) for i in range(1, 9)]
+    assert outcomes[:3] == [(0, False)] * 3
+    assert outcomes[-1] == (60, True)
