@@ -5,9 +5,11 @@ The real service on a real bus, with storage and the collector answered from mem
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import io
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +123,7 @@ class Rest:
     async def call(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        data = None if body is None else io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
         headers = {"Content-Type": "application/json", **(headers or {})} if data is not None else headers
         async with self.session.request(method, self.url + path, data=data, headers=headers) as answer:
             raw = await answer.read()
@@ -161,8 +163,8 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Rest]:
     """
     tasks = options.pop("tasks", ())
     runtime = folder / "run"
-    overrides = {"service.data_dir": str(folder), "service.runtime_dir": str(runtime), "tasks": tasks}
-    config = load(env={}, overrides={key: value for key, value in overrides.items() if value})
+    config = load(env={}, overrides={"service.data_dir": str(folder), "service.runtime_dir": str(runtime)})
+    config = dataclasses.replace(config, tasks=tuple(tasks))
     listener = socket.create_server(("127.0.0.1", 0))
     frame = Frame[Settings](
         name="rest_api",
@@ -188,6 +190,15 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Rest]:
             yield Rest(frame, desk, f"http://127.0.0.1:{listener.getsockname()[1]}", session, ending)
         frame.stopping.set()
         await asyncio.wait_for(ending, 10)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 5.0) -> None:
+    """
+    Return when the condition holds.
+    """
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

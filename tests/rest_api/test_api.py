@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from openapi_spec_validator import validate
-from rest_api.conftest import Rest, fleet, running, task
+from rest_api.conftest import Rest, fleet, running, task, until
 
 from optimizer.operations.registry import OPERATIONS
 from workers.rest_api.pages import Pages
@@ -143,14 +143,10 @@ async def test_selections_go_on_while_storage_is_away(rest: Rest) -> None:
         assert answer.status == 503
         assert 1 <= int(answer.headers["Retry-After"]) <= 5
     assert (await rest.call("GET", "/api/v1/tasks/t/stats"))[0] == 503
-    async with asyncio.timeout(5):
-        while "storage" not in rest.frame.health.problems:
-            await asyncio.sleep(0.01)
+    await until(lambda: "storage" in rest.frame.health.problems)
     rest.desk.away = False
     assert (await rest.call("POST", FEEDBACK, EVENT))[0] == 200
-    async with asyncio.timeout(5):
-        while rest.frame.health.problems:
-            await asyncio.sleep(0.01)
+    await until(lambda: not rest.frame.health.problems)
 
 
 async def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
@@ -159,9 +155,7 @@ async def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> N
         asking = asyncio.create_task(rest.call("POST", FEEDBACK, EVENT))
         fresh = socket.create_connection(("127.0.0.1", int(rest.url.rpartition(":")[2])))
         fresh.setblocking(False)
-        async with asyncio.timeout(5):
-            while not rest.desk.waiting:
-                await asyncio.sleep(0.01)
+        await until(lambda: rest.desk.waiting)
         rest.frame.stopping.set()
         await asyncio.get_running_loop().sock_sendall(fresh, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         got = await asyncio.get_running_loop().sock_recv(fresh, 1000)
@@ -180,9 +174,7 @@ async def test_more_requests_than_allowed_are_told_to_come_back(tmp_path: Path) 
     async with running(tmp_path, max_concurrency=2) as rest:
         rest.desk.held = asyncio.Event()
         asking = [asyncio.create_task(rest.call("POST", FEEDBACK, EVENT)) for _ in range(6)]
-        async with asyncio.timeout(5):
-            while sum(one.done() for one in asking) < 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: sum(one.done() for one in asking) >= 4)
         assert (await rest.call("GET", "/health/live"))[0] == 200
         rest.desk.held.set()
         statuses = sorted([(await one)[0] for one in asking])
@@ -191,6 +183,5 @@ async def test_more_requests_than_allowed_are_told_to_come_back(tmp_path: Path) 
 
 async def test_tasks_of_the_configuration_are_declared(tmp_path: Path) -> None:
     async with running(tmp_path, tasks=[task("declared")]) as rest:
-        async with asyncio.timeout(5):
-            while (await rest.call("POST", "/api/v1/tasks/declared/select"))[0] != 200:
-                await asyncio.sleep(0.01)
+        await until(lambda: "task/declared" in rest.desk.memory.states)
+        assert (await rest.call("GET", "/api/v1/tasks/declared"))[1]["variants"][1]["name"] == "b"

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from optimizer import __version__
-from optimizer.model import Event, SystemEvent, Task
+from optimizer.model import MAX_VARIANTS, Event, SystemEvent, Task
+from optimizer.operations.feedback import MAX_EVENTS
 from workers.rest_api.problems import ProblemDocument
 from workers.rest_api.routes import Route, Written
 
@@ -62,7 +63,8 @@ def _write(components: dict[str, Any]) -> None:
     task = copy.deepcopy(components["Task"])
     for name in ("observed", "created_at", "updated_at"):
         del task["properties"][name]
-    task["properties"]["variants"] |= {"minItems": 1, "maxItems": 64}
+    task["properties"]["variants"] |= {"minItems": 1, "maxItems": MAX_VARIANTS}
+    del task["properties"]["variants"]["default"]
     task["description"] = "A task as it is declared. `task` may be left out where the address names it."
     components["TaskDocument"] = {**task, "title": "TaskDocument", "required": ["variants"]}
     event = copy.deepcopy(components["Event"])
@@ -75,7 +77,7 @@ def _write(components: dict[str, Any]) -> None:
     event.pop("required", None)
     components["FeedbackEvent"] = {**event, "title": "FeedbackEvent", "additionalProperties": True}
     one = {"$ref": _REF.format(name="FeedbackEvent")}
-    components["FeedbackEvents"] = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 10_000}]}
+    components["FeedbackEvents"] = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_EVENTS}]}
     kinds = [{"$ref": _REF.format(name=name)} for name in ("Event", "SystemEvent")]
     components["EventPage"]["properties"]["items"]["items"] = {"anyOf": kinds}
 
