@@ -32,6 +32,8 @@ _PRIOR_MASS: Final = 5.0  # observations that the prior means count as
 PRIOR_QUALITY: Final = 0.6
 WINDOW: Final = 400  # contexts over which the price is solved
 _LEAK: Final = 250.0  # requests over which an over- or underspend is evened out
+_CREDIT: Final = 200.0  # requests' worth of underspend that is remembered: a quiet month does not pay for a splurge
+_DRAWS: Final = 256  # of the posterior, at least, to solve the price: the first contexts are few, and a dear choice counts
 _STEPS: Final = 40
 
 
@@ -124,7 +126,7 @@ class Contextual:
         A request was paid for.
         """
         if ceiling_usd is not None:
-            self.leak += cost_usd - ceiling_usd - self.leak / _LEAK
+            self.leak = max(self.leak + cost_usd - ceiling_usd, -_CREDIT * ceiling_usd)
 
     def linear(
         self, weight: float, penalties: Mapping[str, float], price: float, ceiling_usd: float | None, seed: int
@@ -142,6 +144,7 @@ class Contextual:
         covariance = np.array([self._arms[name][0].inverse for name in names]) * SPREAD**2
         off = np.array([penalties.get(name, 0.0) for name in names])
         x = np.array([dense(f, self.slots, DIMENSIONS) for f in self.recent or [()]], dtype=np.float64)
+        x = np.tile(x, (-(-_DRAWS // len(x)), 1)) if len(x) < _DRAWS else x
         noise = np.random.default_rng(seed).standard_normal((len(x), len(names)))
         spread = np.sqrt(np.maximum(np.einsum("nd,kde,ne->nk", x, covariance, x, optimize=True), 1e-12))
         utility = weight * (x @ mean.T + spread * noise) - off
