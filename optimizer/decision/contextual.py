@@ -33,7 +33,9 @@ PRIOR_QUALITY: Final = 0.6
 WINDOW: Final = 400  # contexts over which the price is solved
 _LEAK: Final = 250.0  # requests over which an over- or underspend is evened out
 _CREDIT: Final = 200.0  # requests' worth of underspend that is remembered: a quiet month does not pay for a splurge
-_DRAWS: Final = 256  # of the posterior, at least, to solve the price: the first contexts are few, and a dear choice counts
+_DRAWS: Final = (
+    256  # of the posterior, at least, to solve the price: the first contexts are few, and a dear choice counts
+)
 _STEPS: Final = 40
 
 

@@ -112,7 +112,7 @@ def test_acknowledged_events_survive_kills_of_services_exactly_once(launch: Laun
             batch = [{"id": f"s{writer}-{i}-{j}", "task": "storm", "variant": "a", "quality": 1.0} for j in range(20)]
             try:
                 if daemon.call("POST", "/api/v1/feedback", batch)[0] in (200, 202):
-                    acknowledged.extend(event["id"] for event in batch)
+                    acknowledged.extend(str(event["id"]) for event in batch)
             except urllib.error.URLError as error:
                 if isinstance(error.reason, ConnectionRefusedError):
                     refused.append(str(error))

@@ -77,7 +77,9 @@ def _write(components: dict[str, Any]) -> None:
     event.pop("required", None)
     components["FeedbackEvent"] = {**event, "title": "FeedbackEvent", "additionalProperties": True}
     one = {"$ref": _REF.format(name="FeedbackEvent")}
-    components["FeedbackEvents"] = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_EVENTS}]}
+    components["FeedbackEvents"] = {
+        "anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_EVENTS}]
+    }
     kinds = [{"$ref": _REF.format(name=name)} for name in ("Event", "SystemEvent")]
     components["EventPage"]["properties"]["items"]["items"] = {"anyOf": kinds}
 

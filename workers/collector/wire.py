@@ -1,0 +1,53 @@
+"""
+The protobuf wire format, as far as envelopes need it: where the fields of a message lie. Pure.
+
+Source: Protocol Buffers documentation, "Encoding".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+
+def parts(body: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """
+    The fields of the message in `body[start:end]`: number, wire type, and where the content begins and ends.
+
+    Raises:
+        DecodeError: there is no message.
+    """
+    at = start
+    while at < end:
+        key, at = _varint(body, at, end)
+        number, kind = key >> 3, key & 7
+        if not 0 < number < 2**29:
+            raise DecodeError(f"field number {number} at byte {at}")
+        if kind == 2:
+            size, at = _varint(body, at, end)
+        elif kind == 0:
+            until = _varint(body, at, end)[1]
+            size = until - at
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise DecodeError(f"wire type {kind} at byte {at}")
+        if at + size > end:
+            raise DecodeError(f"truncated: the field at byte {at} wants {size} bytes")
+        yield number, kind, at, at + size
+        at += size
+
+
+def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end:
+        byte = body[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            break
+    raise DecodeError(f"a broken number at byte {at}")
