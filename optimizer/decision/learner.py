@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from optimizer.decision.contextual import Contextual, ContextualState, seeded
-from optimizer.decision.policy import Snapshot, cold, declared_shares
+from optimizer.decision.policy import Snapshot, cold, declared_shares, list_cost_usd
 from optimizer.decision.shares import Arm, floored, greedy, probability_best, under_ceiling
 from optimizer.decision.sketch import Sketch
 from optimizer.decision.ticket import Ticket
@@ -22,7 +22,6 @@ from optimizer.model import Event, Task, TaskStats, Variant, VariantStats
 MAX_TRACKED: Final = 256  # variants with statistics of their own; further ones are counted as OTHER
 OTHER: Final = "(other)"
 _Z: Final = 1.959964  # two-sided 95 % of the normal distribution
-_USUAL_TOKENS: Final = (500, 300)  # input and output of a request whose cost is known from its list price only
 
 
 class Tally(msgspec.Struct, kw_only=True):
@@ -266,11 +265,7 @@ class Learner:
         tally = self._tally(variant)
         if tally.cost_count:
             return tally.cost_sum / tally.cost_count
-        if variant.price is None:
-            return 0.0
-        tokens_in, tokens_out = _USUAL_TOKENS
-        price = variant.price
-        return (tokens_in * price.input_usd_per_million + tokens_out * price.output_usd_per_million) / 1e6
+        return list_cost_usd(variant) or 0.0
 
     def _dearest(self) -> float:
         return max(self._cost(variant) for variant in self.task.variants)

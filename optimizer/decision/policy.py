@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.decision.features import Features, encode
-from optimizer.model import PolicyKind, Scalar, Task
+from optimizer.model import PolicyKind, Scalar, Task, Variant
 
 # Gauss-Hermite quadrature of the standard normal: propensities within 1e-4 for the spreads that occur, see the tests
 _NODES, _WEIGHTS = (array.tolist() for array in np.polynomial.hermite_e.hermegauss(32))
+_USUAL_TOKENS: Final = (500, 300)  # input and output of a request whose cost is known from its list price only
 _WEIGHT_SUM: Final = math.sqrt(2 * math.pi)
 
 
@@ -63,7 +64,8 @@ class Choice(NamedTuple):
 
 def cold(task: Task) -> Snapshot:
     """
-    What is served before anything is known: version 0, the declared weights or the fixed variant, else equal shares.
+    What is served before anything is known: version 0, the declared weights or the fixed variant, else equal shares, as
+    far as a ceiling allows them by the list prices; the rest goes to the cheapest.
 
     Raises:
         ValueError: the task has no variants.
@@ -76,8 +78,28 @@ def cold(task: Task) -> Snapshot:
     elif task.policy == "weighted":
         shares = declared_shares(task)
     else:
-        shares = [1 / len(names)] * len(names)
+        shares = _affordable(task)
     return Snapshot(task=task.task, policy=task.policy, policy_version=0, shares=dict(zip(names, shares, strict=True)))
+
+
+def list_cost_usd(variant: Variant) -> float | None:
+    """
+    What a usual request costs by the list price, or None without one.
+    """
+    if variant.price is None:
+        return None
+    tokens_in, tokens_out = _USUAL_TOKENS
+    return (tokens_in * variant.price.input_usd_per_million + tokens_out * variant.price.output_usd_per_million) / 1e6
+
+
+def _affordable(task: Task) -> list[float]:
+    k, ceiling = len(task.variants), task.objective.max_cost_per_request_usd
+    costs = [cost for variant in task.variants if (cost := list_cost_usd(variant)) is not None]
+    if ceiling is None or len(costs) < k or sum(costs) / k <= ceiling:
+        return [1 / k] * k
+    cheapest = costs.index(min(costs))
+    spread = max(0.0, ceiling - costs[cheapest]) / (sum(costs) / k - costs[cheapest] or 1.0)
+    return [min(1.0, spread) / k + (max(0.0, 1 - spread) if i == cheapest else 0.0) for i in range(k)]
 
 
 def declared_shares(task: Task) -> list[float]:
