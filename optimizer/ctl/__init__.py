@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -59,7 +59,7 @@ class Target:
             click.echo(table(found))
 
 
-def fail(sentence: str, code: int = EXIT_FAILED) -> None:
+def fail(sentence: str, code: int = EXIT_FAILED) -> NoReturn:
     """
     End the program with a sentence.
     """
@@ -214,4 +214,5 @@ class _LazyCommand(click.Command):
 
 main.add_command(_Lazy("tasks", name="tasks", short_help="List, show, declare and forget tasks."))
 main.add_command(_Lazy("events", name="events", short_help="Follow, export and import events."))
+main.add_command(_LazyCommand("replay", "replay", "Compare the daemon with what a recorded outcome table allows."))
 main.add_command(_LazyCommand("select", "select", "Which variant is to serve a request?"))

@@ -53,15 +53,29 @@ class Course:
             ),
         )
 
-    def order(self, seed: int) -> list[Request]:
+    @property
+    def rows(self) -> tuple[Request, ...]:
         """
-        The requests in the order of one seed: the training ones, then the scored ones, each shuffled.
+        All requests: the training ones, then those of the table.
+        """
+        return (*self.train, *self.table.requests)
+
+    def order(self, seed: int) -> list[int]:
+        """
+        Positions in `rows` in the order of one seed: the training ones, then the scored ones, each shuffled.
         """
         rng = random.Random(seed)
-        parts = list(self.train), list(self.table.requests)
+        parts = list(range(len(self.train))), list(range(len(self.train), len(self.rows)))
         for part in parts:
             rng.shuffle(part)
         return [*parts[0], *parts[1]]
+
+    def scored(self, seed: int, chosen: Sequence[str]) -> list[tuple[int, str]]:
+        """
+        Of the variants chosen along `order(seed)` those that count: (row of the table, variant), in order.
+        """
+        first = len(self.train)
+        return [(row - first, name) for row, name in zip(self.order(seed), chosen, strict=True) if row >= first]
 
     def context(self, request: Request) -> dict[str, Scalar]:
         """

@@ -36,7 +36,8 @@ def replay(course: Course, seed: int, tick: Callable[[], None] = lambda: None) -
     waiting: deque[tuple[Event, Ticket]] = deque()
     chosen: list[str] = []
     unpublished = 0
-    for i, request in enumerate(course.order(seed)):
+    rows = course.rows
+    for i, request in enumerate(rows[row] for row in course.order(seed)):
         ticket = draw(policy, course, request, rng)
         at = _BEGIN + timedelta(seconds=i)
         outcome = request.outcomes[ticket.variant]

@@ -121,7 +121,7 @@ def _limit(ceiling_usd: float | None) -> float:
 
 
 def _columns(grid: Grid) -> tuple[Floats, Floats, Mask]:
-    usable: Mask = grid.offered.any(axis=0)
+    usable: Mask = np.asarray(grid.offered.any(axis=0))
     return means(grid.cost, grid.offered), means(grid.utility, grid.offered), usable
 
 
