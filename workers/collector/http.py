@@ -1,13 +1,16 @@
 """
 OTLP/HTTP: `POST /v1/traces`, as the OTLP specification 1.11 wants it (sections "OTLP/HTTP" and "Failures").
+
+Refusals for lack of room are always 503, never a partial success, which a sender must not repeat. So is an error of ours: the
+events were not stored.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-import zlib
-from collections.abc import Iterator
-from typing import Final
+from collections import Counter
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -17,21 +20,26 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from optimizer.errors import Invalid, Rejected, Transient
 from optimizer.model import Event
 from optimizer.service import Frame
+from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.collector import genai
+from workers.collector.bodies import Budget, Lease, TooLarge, TooSlow, read
 from workers.collector.door import Door
-from workers.collector.otlp import Bad, Span, from_json, from_protobuf
+from workers.collector.otlp import Bad, from_json, from_protobuf
 from workers.collector.settings import Settings
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
-_INVALID_ARGUMENT, _UNAVAILABLE, _NOT_FOUND, _OUT_OF_RANGE = 3, 14, 5, 11  # google.rpc.Code
-_CONCURRENCY: Final = 64  # requests in hand; each may hold a body of the largest size
+SOURCE: Final = "otlp"
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND, _OUT_OF_RANGE, _UNAVAILABLE = 3, 4, 5, 11, 14  # google.rpc.Code
+_CONCURRENCY: Final = 256  # requests in hand
+_SLICE: Final = 200  # spans mapped before others get their turn: some 10 ms
+_MAX_TOLD: Final = 1000  # characters of an error message
 
 
 class Ingress:
     """
-    The aiohttp application of port 4318.
+    Answers requests of port 4318.
     """
 
     def __init__(self, frame: Frame[Settings], door: Door, metrics: Metrics) -> None:
@@ -39,112 +47,123 @@ class Ingress:
         self._settings = frame.settings
         self._door = door
         self._metrics = metrics
-        self._open = metrics.active_connections.labels("collector")
+        self._budget = Budget(frame.settings.max_body_bytes)
+        self._decoding = asyncio.Lock()  # one body at a time: decoded ones are several times as large
         self._in_hand = 0
-        self.application = web.Application(client_max_size=self._settings.max_body_bytes)
-        self.application.router.add_route("*", "/v1/traces", self._traces)
-        self.application.router.add_route("*", "/{path:.*}", self._elsewhere)
 
-    async def _elsewhere(self, request: web.Request) -> web.Response:
-        kind = JSON if request.content_type == JSON else PROTOBUF
-        return _failure(kind, 404, _NOT_FOUND, f"{request.path} is not served here; POST /v1/traces is")
-
-    async def _traces(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """
+        The answer to one request; never raises for what the sender did.
+        """
         began = time.perf_counter()
-        self._open.inc()
         self._in_hand += 1
-        status = 500
         try:
-            answer = await self._answer(request)
-            status = answer.status
-            return answer
+            response = await self._answer(request)
         finally:
-            self._open.dec()
             self._in_hand -= 1
-            self._metrics.requests_total.labels("otlp.traces", str(status)).inc()
-            self._metrics.request_duration_seconds.labels("otlp.traces", str(status)).observe(
-                time.perf_counter() - began
-            )
+        labels = ("otlp.traces" if request.path == "/v1/traces" else "none", str(response.status))
+        self._metrics.requests_total.labels(*labels).inc()
+        self._metrics.request_duration_seconds.labels(*labels).observe(time.perf_counter() - began)
+        return response
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if request.path != "/v1/traces":
+            told = f"{request.path[:100]} is not served here; POST /v1/traces is"
+            return _failure(JSON if kind == JSON else PROTOBUF, 404, _NOT_FOUND, told)
         if request.method != "POST":
             text = "405 method not allowed, supported: [POST]"
             return web.Response(status=405, text=text, headers={"Allow": "POST"})
-        kind = request.content_type
-        if kind not in (PROTOBUF, JSON) or "Content-Type" not in request.headers:
+        if kind not in (PROTOBUF, JSON):
             return web.Response(status=415, text=f"415 unsupported media type, supported: [{JSON}, {PROTOBUF}]")
         try:
-            if self._in_hand > _CONCURRENCY:
-                raise Rejected(f"{_CONCURRENCY} requests are in hand already")
-            body = self._plain(await request.read(), request.headers.get("Content-Encoding", ""))
-            return await self._take(kind, from_json(body) if kind == JSON else from_protobuf(body))
-        except (web.HTTPRequestEntityTooLarge, _TooLarge):
-            told = f"the body is larger than {self._settings.max_body_bytes} bytes (collector.max_body_bytes)"
-            return _failure(kind, 413, _OUT_OF_RANGE, told)
+            with self._budget.lease() as lease:
+                return await self._export(request, kind, lease)
+        except TooLarge as error:
+            return self._refused(kind, 413, _OUT_OF_RANGE, "too_large", str(error))
+        except TooSlow as error:
+            return self._refused(kind, 408, _DEADLINE_EXCEEDED, "too_slow", str(error))
         except Invalid as error:
-            self._door.refuse("otlp", "undecodable")
-            return _failure(kind, 400, _INVALID_ARGUMENT, str(error))
+            return self._refused(kind, 400, _INVALID_ARGUMENT, "undecodable", str(error))
         except Transient as error:
-            self._door.refuse("otlp", "no_room" if isinstance(error, Rejected) else "storage_away")
-            return _failure(kind, 503, _UNAVAILABLE, str(error), retry_after_s=error.retry_after_s)
+            reason = "no_room" if isinstance(error, Rejected) else "storage_away"
+            return self._refused(kind, 503, _UNAVAILABLE, reason, str(error), error.retry_after_s)
+        except (ConnectionError, asyncio.CancelledError):
+            raise  # nobody is there to answer
+        except Exception as error:  # noqa: BLE001 - the top: a defect must not leave a sender without an answer
+            log.opt(exception=error).error("otlp.failed", error=repr(error))
+            told = f"internal error: {type(error).__name__}"
+            return self._refused(kind, 503, _UNAVAILABLE, "internal", told, 5.0)
 
-    def _plain(self, body: bytes, encoding: str) -> bytes:
-        if encoding in ("", "identity"):
-            return body
-        if encoding != "gzip":
-            raise Invalid(f"Content-Encoding {encoding} is not understood; gzip and none are")
-        limit = self._settings.max_body_bytes
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            plain = unpacker.decompress(body, limit + 1)
-        except zlib.error as error:
-            raise Invalid(f"the body is no gzip: {error}") from error
-        if len(plain) > limit:
-            raise _TooLarge
-        if not unpacker.eof:
-            raise Invalid("the body is a gzip that ends too early")
-        return plain
-
-    async def _take(self, kind: str, spans: Iterator[Span | Bad]) -> web.Response:
-        now = self._frame.clock.at().timestamp()
-        events: list[Event] = []
-        reasons: list[str] = []
-        for span in spans:
-            if isinstance(span, Bad):
-                reasons.append(span.reason)
-            elif genai.is_call(span):
-                try:
-                    event = genai.event(span, now, self._frame.secret, self._settings.keep_content)
-                    if event.selection_id:
-                        self._door.attributed(event)
-                    events.append(event)
-                except (genai.Refused, Invalid) as error:
-                    reasons.append(str(error))
-        if events:
-            await self._door.take("otlp", events)
+    async def _export(self, request: web.BaseRequest, kind: str, lease: Lease) -> web.Response:
+        if self._in_hand > _CONCURRENCY:
+            raise Rejected(f"{_CONCURRENCY} requests are in hand already")
+        self._door.room(1)
+        body = await read(request, self._settings.max_body_bytes, lease)
+        async with self._decoding:
+            events, reasons = await self._decoded(kind, body)
+        del body
+        await self._door.store(SOURCE, events)
         if reasons:
-            self._door.refuse("otlp", "invalid", len(reasons))
+            self._door.refuse(SOURCE, "invalid", reasons.total())
         return _success(kind, reasons)
 
+    async def _decoded(self, kind: str, body: bytes) -> tuple[list[Event], Counter[str]]:
+        now = self._frame.clock.at().timestamp()
+        secret, keep_content, most = self._frame.secret, self._settings.keep_content, self._settings.buffer_size
+        events: list[Event] = []
+        reasons: Counter[str] = Counter()
+        ignored = 0
+        for i, span in enumerate(from_json(body) if kind == JSON else from_protobuf(body)):
+            if i % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            if isinstance(span, Bad):
+                reasons[_short(reasons, span.reason)] += 1
+            elif not genai.is_call(span):
+                ignored += 1
+            else:
+                try:
+                    events.append(self._door.attributed(genai.event(span, now, secret, keep_content)))
+                except (genai.Refused, Invalid) as error:
+                    reasons[_short(reasons, f"span {span.span_id}: {error}")] += 1
+            if len(events) > most:
+                raise TooLarge(f"the request has more than {most} calls (collector.buffer_size)")
+        if ignored:
+            self._door.ignore(ignored)
+        return events, reasons
 
-class _TooLarge(Exception):
-    pass
+    def _refused(
+        self, kind: str, status: int, code: int, reason: str, told: str, retry_after_s: float | None = None
+    ) -> web.Response:
+        self._door.refuse(SOURCE, reason)
+        return _failure(kind, status, code, told, retry_after_s)
 
 
-def _success(kind: str, reasons: list[str]) -> web.Response:
-    told = "; ".join(dict.fromkeys(reasons))[:1000]
+def _short(reasons: Counter[str], told: str) -> str:
+    # the message has room for some reasons only; the others are counted
+    return told if len(reasons) < 20 else "and others"
+
+
+def _success(kind: str, reasons: Counter[str]) -> web.Response:
+    told = "; ".join(reasons)[:_MAX_TOLD]
     if kind == JSON:
-        found = {"partialSuccess": {"rejectedSpans": str(len(reasons)), "errorMessage": told}} if reasons else {}
-        return web.Response(body=orjson.dumps(found), content_type=JSON)
+        partial: dict[str, Any] = {"rejectedSpans": str(reasons.total()), "errorMessage": told}
+        return web.Response(body=orjson.dumps({"partialSuccess": partial} if reasons else {}), content_type=JSON)
     response = ExportTraceServiceResponse()
     if reasons:
-        response.partial_success.rejected_spans = len(reasons)
+        response.partial_success.rejected_spans = reasons.total()
         response.partial_success.error_message = told
     return web.Response(body=response.SerializeToString(), content_type=PROTOBUF)
 
 
 def _failure(kind: str, status: int, code: int, told: str, retry_after_s: float | None = None) -> web.Response:
+    # senders give a request ten seconds, retries included, so a longer pause would lose the batch
     headers = {} if retry_after_s is None else {"Retry-After": str(max(1, min(5, round(retry_after_s))))}
-    status_body = {"code": code, "message": told}
-    body = orjson.dumps(status_body) if kind == JSON else Status(**status_body).SerializeToString()
+    told = told[:_MAX_TOLD]
+    body = orjson.dumps({"code": code, "message": told}) if kind == JSON else _status(code, told)
     return web.Response(status=status, body=body, content_type=kind, headers=headers)
+
+
+def _status(code: int, told: str) -> bytes:
+    packed: bytes = Status(code=code, message=told).SerializeToString()
+    return packed

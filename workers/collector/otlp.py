@@ -28,7 +28,7 @@ MAX_SPAN_BYTES: Final = 8 * 1024 * 1024  # one with the whole text of a long con
 MAX_CONTAINERS: Final = 2_000_000  # JSON objects and lists in one request; 64 MiB of true spans have fewer
 _MAX_COMMAS: Final = 3 * MAX_CONTAINERS
 _UINT64: Final = 2**64 - 1
-_RESOURCE, _SCOPE_SPANS, _SPANS = 1, 2, 2  # field numbers of trace.proto
+_RESOURCE_SPANS, _RESOURCE, _SCOPE_SPANS, _SPANS = 1, 1, 2, 2  # field numbers in trace_service.proto and trace.proto
 
 
 class Span(NamedTuple):
@@ -62,8 +62,8 @@ def from_protobuf(body: bytes) -> Iterator[Span | Bad]:
         Invalid: it is none; perhaps only after some spans.
     """
     try:
-        for number, _, start, end in parts(body, 0, len(body)):
-            if number == 1:
+        for number, kind, start, end in parts(body, 0, len(body)):
+            if number == _RESOURCE_SPANS and kind == 2:
                 yield from _resource_spans(body, start, end)
     except DecodeError as error:
         raise Invalid(f"the body is no ExportTraceServiceRequest: {error}") from None
@@ -106,15 +106,17 @@ def _pb_value(value: Any, depth: int) -> Any:
         return value.string_value
     if kind == "int_value":
         return value.int_value
-    if kind is None or depth >= MAX_DEPTH:
+    if kind is None:
+        return None
+    if kind == "bytes_value":
+        return base64.b64encode(value.bytes_value).decode()
+    if kind not in ("array_value", "kvlist_value"):
+        return getattr(value, kind)
+    if depth >= MAX_DEPTH:
         return None
     if kind == "array_value":
         return [_pb_value(one, depth + 1) for one in value.array_value.values]
-    if kind == "kvlist_value":
-        return {pair.key: _pb_value(pair.value, depth + 1) for pair in value.kvlist_value.values}
-    if kind == "bytes_value":
-        return base64.b64encode(value.bytes_value).decode()
-    return getattr(value, kind)
+    return {pair.key: _pb_value(pair.value, depth + 1) for pair in value.kvlist_value.values}
 
 
 def from_json(body: bytes) -> Iterator[Span | Bad]:
@@ -216,8 +218,6 @@ def _json_value(value: Any, depth: int) -> Any:
         return None
     if not isinstance(value, dict):
         raise Invalid('the value of an attribute is no object like {"stringValue": …}')
-    if depth > MAX_DEPTH:
-        return None
     for kind, found in value.items():
         read = _JSON_VALUES.get(kind)
         if read is not None and found is not None:

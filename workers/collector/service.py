@@ -4,11 +4,9 @@ The collector: OTLP/HTTP on the inherited listener, checked events of the APIs o
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import msgspec
-from aiohttp import web
 
 from optimizer.bus.link import Bus
 from optimizer.bus.storage import RemoteStorage
@@ -17,11 +15,12 @@ from optimizer.messages import Message, Submit, Submitted
 from optimizer.model import Event
 from optimizer.service import Frame
 from optimizer.telemetry.metrics import open_metrics
-from workers.collector.door import Door
+from workers.collector.door import DEADLINE_S, Door
 from workers.collector.http import Ingress
+from workers.collector.server import Server
 from workers.collector.settings import Settings
 
-_STORAGE_S: Final = 5.0  # longest wait for storage; senders give a request ten seconds
+_FLIGHT_S: Final = DEADLINE_S + 1.0  # longest time that a request in hand may take to end
 _events = msgspec.msgpack.Decoder(Event)
 
 
@@ -32,20 +31,25 @@ async def serve(frame: Frame[Settings]) -> None:
     frame.assert_owner()
     metrics = open_metrics(frame.metrics_dir, frame.slot)
     async with Bus(frame.bus_dir, frame.name) as bus:
-        door = Door(frame, RemoteStorage(bus.client("storage"), _STORAGE_S), metrics)
+        door = Door(frame, RemoteStorage(bus.client("storage"), DEADLINE_S), metrics)
 
         async def answer(message: Message) -> Message:
             if not isinstance(message, Submit):
                 raise Invalid(f"{type(message).__name__} is no request for the collector")
-            return Submitted(duplicates=await door.take(message.source, [_events.decode(e) for e in message.events]))
+            try:
+                events = [_events.decode(event) for event in message.events]
+            except msgspec.DecodeError as error:
+                raise Invalid(f"an event of Submit is none: {error}") from None
+            return Submitted(duplicates=await door.take(message.source, events))
 
         bus.serve(answer)
-        # shutdown_timeout: how long a request in hand may still take
-        ingress = Ingress(frame, door, metrics)
-        runner = web.AppRunner(ingress.application, access_log=None, shutdown_timeout=5.0, auto_decompress=False)
-        await runner.setup()
-        await web.SockSite(runner, frame.listeners["otlp_http"]).start()
+        server = Server(
+            Ingress(frame, door, metrics).handle,
+            frame.settings.max_body_bytes,
+            metrics.active_connections.labels("collector").set,
+        )
+        await server.listen(frame.listeners["otlp_http"])
         frame.ready()
         await frame.stopping.wait()
-        await asyncio.wait_for(runner.cleanup(), frame.stop_budget_s)
+        await server.stop(min(_FLIGHT_S, frame.stop_budget_s))
         await door.close()
