@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 
 from optimizer.errors import Transient
-from optimizer.model import Event
 from optimizer.operations.feedback import FeedbackRequest
 from optimizer.operations.house import House
 from optimizer.operations.registry import OPERATIONS
@@ -60,7 +59,7 @@ async def _run(house: House, course: Course, seed: int, name: str, tick: Callabl
         chosen.append(variant)
         drawn = selection.selection_id if variant == selection.variant else ""
         event = outcome_event(f"{name}-{i}", house.clock.at(), name, variant, drawn, request.outcomes[variant])
-        waiting.append(_document(event))
+        waiting.append(msgspec.to_builtins(event))
         if len(waiting) >= max(1, course.delay):
             await OPERATIONS["feedback"].run(house, FeedbackRequest(events=waiting, source="replay"))
             told += len(waiting)
@@ -69,6 +68,7 @@ async def _run(house: House, course: Course, seed: int, name: str, tick: Callabl
         tick()
     if waiting:
         await OPERATIONS["feedback"].run(house, FeedbackRequest(events=waiting, source="replay"))
+        await _learned(house, name, told + len(waiting))  # an outcome after the task's end would make it observed
     return chosen
 
 
@@ -79,10 +79,6 @@ async def _select(house: House, name: str, course: Course, request: Request) -> 
         if selection.variant in request.outcomes:
             return selection, selection.variant
     return selection, house.rng.choice(list(request.outcomes))
-
-
-def _document(event: Event) -> Any:
-    return msgspec.to_builtins(event)
 
 
 async def _learned(house: House, name: str, events: int) -> None:

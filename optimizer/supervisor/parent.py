@@ -73,10 +73,10 @@ class Supervisor:
         manager = self._config.service_manager
         policy = RestartPolicy(
             attempts=manager.max_restart_attempts,
-            base_s=manager.restart_backoff_base,
-            longest_s=manager.restart_backoff_max,
+            base_s=float(manager.restart_backoff_base),
+            longest_s=float(manager.restart_backoff_max),
             jitter=manager.restart_jitter,
-            stable_after_s=manager.stable_after,
+            stable_after_s=float(manager.stable_after),
         )
         return Ward(
             service=service,
@@ -239,7 +239,7 @@ class Supervisor:
             reason=ending.reason,
             exit_code=ending.exit_code,
             signal=ending.signal,
-            next_retry_secs=next_retry_s,
+            next_retry_secs=None if next_retry_s is None else float(next_retry_s),
         )
 
     def _on_recovered(self, ward: Ward) -> None:

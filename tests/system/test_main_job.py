@@ -212,3 +212,12 @@ def test_a_webhook_hears_of_a_failure_and_the_recovery(launch: Launch) -> None:
     assert set(heard[0]["data"]) == {
         "service", "pid", "incarnation", "reason", "exit_code", "signal", "restarts", "next_retry_secs",
     }  # fmt: skip
+
+
+def test_the_daemon_outlives_open_circuits_and_recovers(launch: Launch) -> None:
+    daemon = launch('[service_manager]\nmax_restart_attempts = 1\nrestart_backoff_max = "2s"\n')
+    for _ in range(2):
+        os.kill(daemon.pids()["collector"], signal.SIGKILL)
+        daemon.wait(lambda: daemon.services()["collector"]["state"] in ("Running", "Failed"), "restarted or given up")
+    daemon.wait(lambda: daemon.services()["collector"]["restarts"] == 2, "counted")
+    daemon.wait(daemon.healthy, "healthy again by a probe")

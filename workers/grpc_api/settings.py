@@ -19,5 +19,5 @@ class Settings:
     port: int = option(50051, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
     timeout_secs: Duration = option(Duration(30), "Longest time of one unary call.", minimum=0.1)
     max_message_bytes: int = option(8 * 1024 * 1024, "Largest message.", minimum=1024)
-    max_concurrency: int = option(256, "Calls in hand at once; beyond it RESOURCE_EXHAUSTED.", minimum=1)
+    max_concurrency: int = option(256, "Calls in hand at once; beyond it UNAVAILABLE with RetryInfo.", minimum=1)
     enable_tls: bool = option(False, "Serve with TLS.", unused="TLS comes in a later version; put a proxy in front")

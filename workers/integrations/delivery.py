@@ -27,7 +27,7 @@ from optimizer.telemetry.metrics import Metrics
 from workers.integrations.cursor import Cursor
 from workers.integrations.sender import Send
 from workers.integrations.settings import Webhook
-from workers.integrations.webhook import Outcome, Reply, body_of, headers_of, judge, key_of, wants
+from workers.integrations.webhook import Outcome, Reply, body_of, check_url, headers_of, judge, key_of, wants
 
 T = TypeVar("T")
 
@@ -69,14 +69,14 @@ class Delivery:
         send: how a request gets to it.
 
     Raises:
-        Invalid: its secret is none.
+        Invalid: its secret or its address is none.
     """
 
     def __init__(self, webhook: Webhook, house: House, send: Send) -> None:
-        self.delivered = 0
         self._webhook = webhook
         self._house = house
         self._send = send
+        check_url(webhook.url)
         self._key = key_of(webhook.secret.reveal())
         self._label = f"webhook/{webhook.name}"
         self._cursor = Cursor(house.storage, webhook.name)
@@ -155,18 +155,19 @@ class Delivery:
                 raise _Ended
 
     def _delivered(self, event: SystemEvent) -> None:
-        self.delivered += 1
         self._failures = 0
         self._count(Outcome.DELIVERED)
+        metadata = self._house.health.metadata
+        metadata["delivered"] = str(int(metadata.get("delivered", "0")) + 1)
         self._house.health.clear(self._label)
-        log.info("webhook.delivered", webhook=self._webhook.name, event=event.id, kind=event.type)
+        log.info("webhook.delivered", webhook=self._webhook.name, event_id=event.id, kind=event.type)
 
     def _failed(self, event: SystemEvent, reply: Reply) -> None:
         self._count(Outcome.RETRY)
         log.warning(
             "webhook.failed",
             webhook=self._webhook.name,
-            event=event.id,
+            event_id=event.id,
             kind=event.type,
             failures=self._failures,
             reason=reply.reason,
@@ -176,13 +177,13 @@ class Delivery:
 
     def _give_up(self, event: SystemEvent, reason: str) -> None:
         self._count(Outcome.GIVEN_UP)
-        log.error("webhook.given_up", webhook=self._webhook.name, event=event.id, kind=event.type, reason=reason)
+        log.error("webhook.given_up", webhook=self._webhook.name, event_id=event.id, kind=event.type, reason=reason)
 
     def _gone(self, event: SystemEvent) -> None:
         self._count(Outcome.GONE)
         sentence = f"webhook {self._webhook.name} answered 410 Gone: nothing more is sent until the service restarts"
         self._house.health.degrade(self._label, sentence)
-        log.error("webhook.gone", webhook=self._webhook.name, event=event.id, kind=event.type)
+        log.error("webhook.gone", webhook=self._webhook.name, event_id=event.id, kind=event.type)
         raise _Ended
 
     def _decoded(self, entry: Entry) -> SystemEvent | None:

@@ -12,12 +12,14 @@ from typing import Final
 
 from optimizer.bus.link import Bus
 from optimizer.bus.storage import RemoteStorage
+from optimizer.errors import Invalid, Problem
 from optimizer.messages import Message
 from optimizer.resilience import backoff
 from optimizer.service import Frame
+from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import open_metrics
 from workers.integrations.delivery import Delivery, House
-from workers.integrations.sender import Sender
+from workers.integrations.sender import Send, Sender
 from workers.integrations.settings import Settings, Webhook
 
 _FIRST_PAUSE_S: Final = 1.0
@@ -39,10 +41,8 @@ async def deliver(frame: Frame[Settings], webhooks: Sequence[Webhook]) -> None:
             metrics=open_metrics(frame.metrics_dir, frame.slot),
             pause_s=lambda n: backoff(n, _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _JITTER, rng),
         )
-        deliveries = [
-            Delivery(webhook, house, await stack.enter_async_context(Sender(frame.clock, webhook.allow_private)))
-            for webhook in webhooks
-        ]
+        senders = [await stack.enter_async_context(Sender(frame.clock, one.allow_private)) for one in webhooks]
+        deliveries = _deliveries(webhooks, senders, house)
 
         def wake() -> None:
             for delivery in deliveries:
@@ -61,3 +61,20 @@ async def deliver(frame: Frame[Settings], webhooks: Sequence[Webhook]) -> None:
             _, late = await asyncio.wait(running, timeout=frame.stop_budget_s * 0.8)
             for task in late:
                 task.cancel()
+
+
+def _deliveries(webhooks: Sequence[Webhook], senders: Sequence[Send], house: House) -> list[Delivery]:
+    """
+    A delivery for each receiver that is declared right; a wrong one does not keep the others from theirs.
+    """
+    deliveries: dict[str, Delivery] = {}
+    for webhook, send in zip(webhooks, senders, strict=True):
+        try:
+            if not webhook.name or webhook.name in deliveries:
+                raise Invalid([Problem("name", f'is "{webhook.name}"', "a name of its own")])
+            deliveries[webhook.name] = Delivery(webhook, house, send)
+        except Invalid as error:
+            sentence = f'[[integrations.webhooks]] "{webhook.name}" gets nothing, its {error}'
+            house.health.degrade(f"webhook/{webhook.name}", sentence)
+            log.error("webhook.refused", webhook=webhook.name, reason=str(error))
+    return list(deliveries.values())

@@ -182,7 +182,11 @@ class FeedbackRequest(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """1 to 10000 of them. They are taken or refused as a whole: if one is wrong, INVALID_ARGUMENT names every wrong
+        field of every event as `events[i].field`, and nothing is stored.
+        """
+
     def __init__(
         self,
         *,
@@ -203,7 +207,6 @@ class FeedbackResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
-    REJECTED_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
     """Events that are durable now, the duplicates among them included."""
     duplicates: _builtins.int
@@ -212,21 +215,16 @@ class FeedbackResponse(_message.Message):
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the accepted events, in their order."""
 
-    @_builtins.property
-    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEvent]:
-        """Events that were not taken. A call none of whose events is taken fails with INVALID_ARGUMENT instead."""
-
     def __init__(
         self,
         *,
         accepted: _builtins.int = ...,
         duplicates: _builtins.int = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
-        rejected: _abc.Iterable[Global___RejectedEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "duplicates", b"duplicates", "ids", b"ids", "rejected", b"rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "duplicates", b"duplicates", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,82 +256,20 @@ class FeedbackStreamResponse(_message.Message):
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
-    REJECTED_FIELD_NUMBER: _builtins.int
-    REJECTED_COUNT_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
     """Events that are durable now, the duplicates among them included."""
     duplicates: _builtins.int
     """Events that were known already, by their id; they changed nothing."""
-    rejected_count: _builtins.int
-    """All events that were not taken."""
-    @_builtins.property
-    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEvent]:
-        """The first events that were not taken, at most 1000 of them."""
-
     def __init__(
         self,
         *,
         accepted: _builtins.int = ...,
         duplicates: _builtins.int = ...,
-        rejected: _abc.Iterable[Global___RejectedEvent] | None = ...,
-        rejected_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "duplicates", b"duplicates", "rejected", b"rejected", "rejected_count", b"rejected_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "duplicates", b"duplicates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FeedbackStreamResponse: _TypeAlias = FeedbackStreamResponse  # noqa: Y015
-
-@_typing.final
-class RejectedEvent(_message.Message):
-    """One event that can never be taken as it is."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    INDEX_FIELD_NUMBER: _builtins.int
-    PROBLEMS_FIELD_NUMBER: _builtins.int
-    index: _builtins.int
-    """Position in the request or stream, from 0."""
-    @_builtins.property
-    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldProblem]: ...
-    def __init__(
-        self,
-        *,
-        index: _builtins.int = ...,
-        problems: _abc.Iterable[Global___FieldProblem] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "problems", b"problems"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RejectedEvent: _TypeAlias = RejectedEvent  # noqa: Y015
-
-@_typing.final
-class FieldProblem(_message.Message):
-    """One mistake in one field."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FIELD_FIELD_NUMBER: _builtins.int
-    DESCRIPTION_FIELD_NUMBER: _builtins.int
-    field: _builtins.str
-    """Path within the event, e.g. `scores.tone`."""
-    description: _builtins.str
-    """What is wrong, and what would be right."""
-    def __init__(
-        self,
-        *,
-        field: _builtins.str = ...,
-        description: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FieldProblem: _TypeAlias = FieldProblem  # noqa: Y015

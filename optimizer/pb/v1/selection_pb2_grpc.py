@@ -80,15 +80,16 @@ class SelectionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Feedback(self, request, context):
-        """Tell outcomes: one or a batch. Answered when the accepted ones are durable.
+        """Tell outcomes: one or a batch. Answered when they are durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FeedbackStream(self, request_iterator, context):
-        """Tell outcomes as they come. Answered once, after the last one, when all accepted ones are durable. A stream
-        that ends with an error may have stored a part of what was sent: send all of it again with the same ids.
+        """Tell outcomes as they come. Answered once, after the last one, when all are durable. They are stored in batches, so
+        a stream that ends with an error may have stored a part of what was sent: give the events ids and send them again.
+        INVALID_ARGUMENT names fields as `[i].field`, i counting the events of the stream from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

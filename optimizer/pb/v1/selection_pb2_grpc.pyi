@@ -41,10 +41,11 @@ class SelectionServiceStub:
     BatchSelect: _grpc.UnaryUnaryMultiCallable[_selection_pb2.BatchSelectRequest, _selection_pb2.BatchSelectResponse]
     """The same for many requests in one call; it fails as a whole if one of them is wrong."""
     Feedback: _grpc.UnaryUnaryMultiCallable[_selection_pb2.FeedbackRequest, _selection_pb2.FeedbackResponse]
-    """Tell outcomes: one or a batch. Answered when the accepted ones are durable."""
+    """Tell outcomes: one or a batch. Answered when they are durable."""
     FeedbackStream: _grpc.StreamUnaryMultiCallable[_selection_pb2.FeedbackStreamRequest, _selection_pb2.FeedbackStreamResponse]
-    """Tell outcomes as they come. Answered once, after the last one, when all accepted ones are durable. A stream
-    that ends with an error may have stored a part of what was sent: send all of it again with the same ids.
+    """Tell outcomes as they come. Answered once, after the last one, when all are durable. They are stored in batches, so
+    a stream that ends with an error may have stored a part of what was sent: give the events ids and send them again.
+    INVALID_ARGUMENT names fields as `[i].field`, i counting the events of the stream from 0.
     """
 
 @_typing.type_check_only
@@ -60,10 +61,11 @@ class SelectionServiceAsyncStub(SelectionServiceStub):
     BatchSelect: _aio.UnaryUnaryMultiCallable[_selection_pb2.BatchSelectRequest, _selection_pb2.BatchSelectResponse]  # type: ignore[assignment]
     """The same for many requests in one call; it fails as a whole if one of them is wrong."""
     Feedback: _aio.UnaryUnaryMultiCallable[_selection_pb2.FeedbackRequest, _selection_pb2.FeedbackResponse]  # type: ignore[assignment]
-    """Tell outcomes: one or a batch. Answered when the accepted ones are durable."""
+    """Tell outcomes: one or a batch. Answered when they are durable."""
     FeedbackStream: _aio.StreamUnaryMultiCallable[_selection_pb2.FeedbackStreamRequest, _selection_pb2.FeedbackStreamResponse]  # type: ignore[assignment]
-    """Tell outcomes as they come. Answered once, after the last one, when all accepted ones are durable. A stream
-    that ends with an error may have stored a part of what was sent: send all of it again with the same ids.
+    """Tell outcomes as they come. Answered once, after the last one, when all are durable. They are stored in batches, so
+    a stream that ends with an error may have stored a part of what was sent: give the events ids and send them again.
+    INVALID_ARGUMENT names fields as `[i].field`, i counting the events of the stream from 0.
     """
 
 class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -94,7 +96,7 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _selection_pb2.FeedbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_selection_pb2.FeedbackResponse, _abc.Awaitable[_selection_pb2.FeedbackResponse]]:
-        """Tell outcomes: one or a batch. Answered when the accepted ones are durable."""
+        """Tell outcomes: one or a batch. Answered when they are durable."""
 
     @_abc_1.abstractmethod
     def FeedbackStream(
@@ -102,8 +104,9 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_selection_pb2.FeedbackStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_selection_pb2.FeedbackStreamResponse, _abc.Awaitable[_selection_pb2.FeedbackStreamResponse]]:
-        """Tell outcomes as they come. Answered once, after the last one, when all accepted ones are durable. A stream
-        that ends with an error may have stored a part of what was sent: send all of it again with the same ids.
+        """Tell outcomes as they come. Answered once, after the last one, when all are durable. They are stored in batches, so
+        a stream that ends with an error may have stored a part of what was sent: give the events ids and send them again.
+        INVALID_ARGUMENT names fields as `[i].field`, i counting the events of the stream from 0.
         """
 
 def add_SelectionServiceServicer_to_server(servicer: SelectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
