@@ -13,10 +13,9 @@ from typing import Any
 
 import orjson
 import pytest
+from collector.conftest import CALL, JSON, PROTOBUF, Running, request, running, until
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-from collector.conftest import CALL, JSON, PROTOBUF, Running, request, running, until
 
 DAY_NS = 86_400 * 10**9
 
