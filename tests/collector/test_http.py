@@ -149,8 +149,9 @@ async def test_larger_than_allowed_is_413_before_and_after_unpacking(tmp_path: P
         assert (await collector.post(gzip.compress(exact), Content_Encoding="gzip"))[0] == 200
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of the test's own client
 async def test_bombs_do_not_take_memory(collector: Running) -> None:
-    zeros = gzip.compress(gzip.compress(bytes(2**30), 1), 9) if False else _bomb(b"\0" * 2**20, 1024)
+    zeros = _bomb(b"\0" * 2**20, 1024)
     spans = _bomb(_nested(b"\x12\x00" * 2**19), 60)  # empty spans, two bytes each
     objects = _bomb(b'{"a":[' + b"{}," * 2**18 + b"{}]}", 1) + _bomb(b"{}," * 2**18, 60)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,11 +4,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optimizer.config.fields import Duration, Secret, option, table
+from optimizer.errors import Invalid
+from workers.integrations.webhook import check_url, key_of
 
 _LATER = "this version delivers to [[integrations.webhooks]] only"
+
+
+def _accepted(check: Callable[[Any], object]) -> Callable[[Any], str]:
+    """
+    A check of an option from one that raises Invalid.
+    """
+
+    def expected(value: Any) -> str:
+        try:
+            check(value)
+        except Invalid as error:
+            return error.problems[0].expected
+        return ""
+
+    return expected
+
+
+def _own_names(webhooks: Sequence[Webhook]) -> str:
+    names = [webhook.name for webhook in webhooks]
+    return "" if all(names) and len(set(names)) == len(names) else "a name for each, not used twice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +42,12 @@ class Webhook:
     """
 
     name: str = option("", "Name in metrics and logs; must be unique.")
-    url: str = option("", "Where events are POSTed, http:// or https://.")
-    secret: Secret = option(Secret(""), "Standard Webhooks secret (`whsec_` and base64); empty: unsigned.")
+    url: str = option("", "Where events are POSTed, http:// or https://.", check=_accepted(check_url))
+    secret: Secret = option(
+        Secret(""),
+        "Standard Webhooks secret (`whsec_` and base64); empty: unsigned.",
+        check=_accepted(lambda secret: key_of(secret.reveal())),
+    )
     kinds: tuple[str, ...] = option(("*",), "Kinds of events, as globs.")
     enabled: bool = option(True, "Deliver to it.")
     allow_private: bool = option(False, "Allow an address of a private network or of this machine.")
@@ -60,7 +88,7 @@ class Settings:
     Receivers of system events.
     """
 
-    webhooks: tuple[Webhook, ...] = option((), "Receivers of system events.")
+    webhooks: tuple[Webhook, ...] = option((), "Receivers of system events.", check=_own_names)
     slack_webhook_url: Secret = option(Secret(""), "Slack incoming webhook.", unused=_LATER)
     github_token: Secret = option(Secret(""), "GitHub token.", unused=_LATER)
     github_repository: str = option("", "owner/name.", unused=_LATER)

@@ -20,6 +20,40 @@ _MAX_LINES: Final = 10_001  # one more than the most events, so that the operati
 _decode = msgspec.json.Decoder().decode
 
 
+def complete_json(request: web.BaseRequest, max_bytes: int) -> bytes | None:
+    """
+    A plain JSON body that has arrived already, without waiting; None for every other case, which `read_body` knows.
+    """
+    content = request.content
+    if not content.is_eof() or content.total_bytes > max_bytes or content.exception() is not None:
+        return None
+    headers = request.headers
+    if headers.get("Content-Type", JSON) != JSON or "Content-Encoding" in headers:
+        return None
+    return content.read_nowait()
+
+
+async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """
+    A JSON body as it was sent.
+
+    Raises:
+        Refused: 400 truncated, 413 too large, 415 of another type.
+    """
+    _media(request, (JSON,))
+    return await _read(request, max_bytes)
+
+
+def parse_json(body: bytes) -> Any:
+    """
+    A body as plain values; None when it is empty.
+
+    Raises:
+        Refused: 400 not JSON or nested too deep.
+    """
+    return _json(body, "the body") if body else None
+
+
 async def read_json(request: web.BaseRequest, max_bytes: int) -> Any:
     """
     The body as plain values; None when it is empty.
@@ -27,9 +61,7 @@ async def read_json(request: web.BaseRequest, max_bytes: int) -> Any:
     Raises:
         Refused: 400 not JSON or nested too deep, 413 too large, 415 of another type.
     """
-    _media(request, (JSON,))
-    body = await _read(request, max_bytes)
-    return _json(body, "the body") if body else None
+    return parse_json(await read_body(request, max_bytes))
 
 
 async def read_events(request: web.BaseRequest, max_bytes: int) -> tuple[list[Any], bool]:
@@ -65,18 +97,25 @@ async def _read(request: web.BaseRequest, max_bytes: int) -> bytes:
     expect = request.headers.get("Expect")
     if expect is not None:
         await _continue(request, expect)
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(max_bytes) from None
-    except web.RequestPayloadError as error:
-        raise Refused(400, f"the body is not well-formed HTTP: {error}") from None
+    body = await _collect(request, max_bytes)
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if coding in ("identity", ""):
         return body
     if coding not in ("gzip", "x-gzip"):
         raise Refused(415, f"the body is encoded as {coding[:60]!r}", headers={"Accept-Encoding": "gzip"})
     return _gunzip(body, max_bytes)
+
+
+async def _collect(request: web.BaseRequest, max_bytes: int) -> bytes:
+    body = bytearray()
+    try:
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+    except web.RequestPayloadError as error:
+        raise Refused(400, f"the body is not well-formed HTTP: {error}") from None
+    return bytes(body)
 
 
 async def _continue(request: web.BaseRequest, expect: str) -> None:

@@ -22,10 +22,13 @@ from optimizer.operations.events import EventPage, ListEvents
 from optimizer.operations.house import House
 from optimizer.operations.registry import OPERATIONS
 from optimizer.operations.tasks import ListTasks, NamedTask, Nothing, TaskPage, WriteTask
-from workers.rest_api.bodies import JSON, NDJSON, read_events, read_json
+from workers.rest_api.bodies import JSON, NDJSON, parse_json, read_body, read_events, read_json
 
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _encode = msgspec.json.Encoder().encode
+
+
+Selected = Callable[[str, str], None]
 
 
 @dataclass(slots=True)
@@ -38,7 +41,7 @@ class Call:
     house: House
     name: str
     max_body_bytes: int
-    selected: Callable[[str, str], None]
+    selected: Selected
 
 
 class Written(enum.Enum):
@@ -100,6 +103,8 @@ class Route:
         answers: status to type of the answer (None: no content); the errors are the same for all.
         answer_media: content type of the answer.
         vital: answered however busy the service is.
+        at_once: the same as `handler` for a body that has arrived already: (house, name, body, selected), waits for
+            nobody.
     """
 
     method: str
@@ -114,6 +119,7 @@ class Route:
     answer_media: str = JSON
     about: str = ""
     vital: bool = False
+    at_once: Callable[[House, str, bytes, Selected], web.Response] | None = None
 
     @property
     def summary(self) -> str:
@@ -163,14 +169,18 @@ async def _stats(call: Call) -> web.Response:
     return _reply(await _run("tasks.stats", call, NamedTask(task=call.name)))
 
 
-async def select(call: Call) -> web.Response:
+def select_at_once(house: House, name: str, body: bytes, selected: Selected) -> web.Response:
     """
     The one route that is asked for each request of an application: the operation's parts without its generality.
     """
-    raw = await read_json(call.request, call.max_body_bytes) if call.request.body_exists else None
-    chosen = selection.select(call.house, selection.parse_select(call.name, raw))
-    call.selected(chosen.task, chosen.variant)
+    chosen = selection.select(house, selection.parse_select(name, parse_json(body)))
+    selected(name, chosen.variant)
     return web.Response(body=_encode(chosen), headers=_JSON_HEADERS)
+
+
+async def _select(call: Call) -> web.Response:
+    body = await read_body(call.request, call.max_body_bytes) if call.request.body_exists else b""
+    return select_at_once(call.house, call.name, body, call.selected)
 
 
 async def _feedback(call: Call) -> web.Response:
@@ -233,7 +243,7 @@ ROUTES: Final = (
     Route("GET", _TASK, "tasks.get", _get_task, {200: Task}),
     Route("PUT", _TASK, "tasks.replace", _replace_task, {200: Task, 201: Task}, Written.TASK),
     Route("DELETE", _TASK, "tasks.delete", _delete_task, {204: None}),
-    Route("POST", _TASK + "/select", "select", select, {200: selection.Selection}, SelectBody),
+    Route("POST", _TASK + "/select", "select", _select, {200: selection.Selection}, SelectBody, at_once=select_at_once),
     Route("GET", _TASK + "/stats", "tasks.stats", _stats, {200: TaskStats}),
     Route(
         "POST",

@@ -19,6 +19,7 @@ from optimizer.errors import OptimizerError
 from optimizer.operations.house import House
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
+from workers.rest_api.bodies import complete_json
 from workers.rest_api.problems import Refused, problem_response, refusal
 from workers.rest_api.routes import Call, Route
 from workers.rest_api.settings import Settings
@@ -41,6 +42,7 @@ class Api:
         self._house = house
         self._settings = settings
         self._metrics = metrics
+        self._max_body_bytes = settings.max_body_bytes
         self._tree = _tree(routes)
         self._in_hand = 0
         self._outcomes: dict[tuple[str, int], tuple[Any, Any]] = {}
@@ -57,7 +59,11 @@ class Api:
         try:
             route, name = self._find(request.method, path)
             operation = route.operation
-            response = await self._answer(route, name, request)
+            body = complete_json(request, self._max_body_bytes) if route.at_once is not None else None
+            if route.at_once is not None and body is not None:
+                response = route.at_once(self._house, name, body, self._selected)
+            else:
+                response = await self._answer(route, name, request)
         except Refused as refused:
             response = problem_response(refused, path)
         except OptimizerError as error:
@@ -80,7 +86,7 @@ class Api:
         self._in_hand += 1
         try:
             async with asyncio.timeout(settings.timeout_secs):
-                call = Call(request, self._house, name, settings.max_body_bytes, self._selected)
+                call = Call(request, self._house, name, self._max_body_bytes, self._selected)
                 return await route.handler(call)
         except TimeoutError:
             seconds = f"{float(settings.timeout_secs):g} s (rest_api.timeout_secs)"
@@ -147,15 +153,14 @@ def _name(segment: str) -> str:
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("fresh",)
+    __slots__ = ()
 
-    def __init__(self, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self.fresh = True
-
-    def data_received(self, data: bytes) -> None:
-        self.fresh = False
-        super().data_received(data)
+    @property
+    def fresh(self) -> bool:
+        """
+        No request has come yet.
+        """
+        return self._request_count == 0
 
     def handle_error(
         self,
@@ -179,7 +184,7 @@ class Server(web.Server):
     """
 
     def __init__(self, api: Api, on_connections: Callable[[int], None]) -> None:
-        super().__init__(api.handle, request_factory=self._request)
+        super().__init__(api.handle)
         self._api = api
         self._on_connections = on_connections
         self._site: asyncio.Server | None = None
@@ -193,11 +198,6 @@ class Server(web.Server):
             keepalive_timeout=_IDLE_S,
             lingering_time=_LINGER_S,
         )
-
-    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        bound = self._api._settings.max_body_bytes
-        loop = protocol._loop
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=bound)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
