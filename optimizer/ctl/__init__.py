@@ -16,10 +16,12 @@ import click
 
 from optimizer import __version__
 from optimizer.ctl.admin import NotRunning, Refused, ask, find_socket
+from optimizer.errors import OptimizerError
 
 EXIT_BY_STATUS = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 EXIT_NOT_RUNNING = 3
 EXIT_FAILED = 1
+_ANYWHERE = ("--socket", "--output")
 _COLOURS = {"Running": "green", "Degraded": "yellow", "Disabled": "bright_black", "Failed": "red", "Backoff": "red"}
 
 
@@ -80,7 +82,24 @@ def columns(rows: list[list[str]]) -> str:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Anywhere(click.Group):
+    """
+    A group whose options may also stand behind its commands: `status --output json`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        front, rest = [], list(args)
+        for word in args[: args.index("--") if "--" in args else None]:
+            name, equals, _ = word.partition("=")
+            if name in _ANYWHERE and word in rest:
+                at = rest.index(word)
+                taken = rest[at : at + (1 if equals else 2)]
+                del rest[at : at + len(taken)]
+                front += taken
+        return super().parse_args(ctx, [*front, *rest])
+
+
+@click.group(cls=_Anywhere, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's admin.sock.")
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="Configuration file that names the folder.")
 @click.option("--output", type=click.Choice(["table", "json", "yaml"]), default="table", help="Form of the answer.")
@@ -90,7 +109,10 @@ def main(context: click.Context, socket_path: Path | None, config: Path | None, 
     """
     Ask and tell a running llm-optimizer.
     """
-    context.obj = Target(find_socket(socket_path, config), output)
+    try:
+        context.obj = Target(find_socket(socket_path, config), output)
+    except OptimizerError as error:
+        fail(f"{config}: {error}")
 
 
 @main.command()
