@@ -69,7 +69,7 @@ def best_fixed_mix(grid: Grid, ceiling_usd: float | None) -> Reference | None:
     best, weights = -np.inf, None
     for a in np.flatnonzero(usable & (cost <= limit)):
         for b in np.flatnonzero(usable):
-            part = 1.0 if cost[b] <= limit else (limit - cost[a]) / (cost[b] - cost[a])
+            part = 1.0 if cost[b] <= limit else _part(ceiling_usd, float(cost[a]), float(cost[b]))
             value = (1 - part) * utility[a] + part * utility[b]
             if value > best:
                 best, weights = value, (1 - part) * _one(grid, int(a)) + part * _one(grid, int(b))
@@ -87,7 +87,7 @@ def random_choice(grid: Grid, ceiling_usd: float | None) -> Reference | None:
         return None
     uniform = usable / usable.sum()
     dear = float(uniform @ cost)
-    part = 1.0 if dear <= limit else float((limit - cost[cheapest]) / (dear - cost[cheapest]))
+    part = 1.0 if dear <= limit else _part(ceiling_usd, float(cost[cheapest]), dear)
     return _mix("random", grid, part * uniform + (1 - part) * _one(grid, cheapest))
 
 
@@ -112,8 +112,16 @@ def oracle(grid: Grid, ceiling_usd: float | None) -> Reference | None:
             break
         low, high = (low, middle) if _shown(grid, _chosen(grid, middle)).cost_usd <= limit else (middle, high)
     kept, over = _shown(grid, _chosen(grid, high)), _shown(grid, _chosen(grid, low))
-    part = (limit - kept.cost_usd) / (over.cost_usd - kept.cost_usd) if over.cost_usd > kept.cost_usd else 0.0
-    return _between(kept, over, min(1.0, max(0.0, part)))
+    return _between(kept, over, _part(ceiling_usd, kept.cost_usd, over.cost_usd))
+
+
+def _part(ceiling_usd: float | None, below: float, above: float) -> float:
+    """
+    The part of a cost above the ceiling that a mix with one below it may have, 0..1.
+    """
+    if ceiling_usd is None or above <= below:
+        return 0.0
+    return min(1.0, max(0.0, (ceiling_usd - below) / (above - below)))
 
 
 def _limit(ceiling_usd: float | None) -> float:
