@@ -11,6 +11,7 @@ the learner, so collisions need two names with equal 16 bits.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ def encode(context: Mapping[str, Scalar]) -> Features:
     return tuple(found[:MAX_FEATURES])
 
 
+@functools.lru_cache(4096)  # an application sends the same few names again and again
 def _key(name: str) -> int:
     return crc32(name.encode()) & 0xFFFF
 

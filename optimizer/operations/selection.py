@@ -19,6 +19,7 @@ from optimizer.operations.checks import Reader, join, shown
 from optimizer.operations.house import House
 from optimizer.operations.tasks import missing
 
+_PLAIN_FIELDS: Final = {"context", "session"}
 MAX_BATCH: Final = 1000  # selections in one request; some 10 ms of work
 
 
@@ -92,8 +93,8 @@ def parse_select(task: str, raw: object) -> SelectRequest:
         return SelectRequest(task=task)
     if not isinstance(raw, Mapping):
         raise Invalid([Problem("", f"is {shown(raw)}", "an object with `context` and `session`")])
-    if raw.keys() <= {"context"} and _plain(raw.get("context")):
-        return SelectRequest(task=task, context=raw.get("context") or {})
+    if raw.keys() <= _PLAIN_FIELDS and _plain(raw.get("context")) and _short(session := raw.get("session", "")):
+        return SelectRequest(task=task, context=raw.get("context") or {}, session=session)
     reader = Reader(raw, "", [])
     reader.rest.pop("task", None)
     found = SelectRequest(
@@ -175,6 +176,10 @@ async def run_batch_select(house: House, request: BatchSelectRequest) -> BatchSe
 
 def _under(path: str, problem: Problem) -> Problem:
     return Problem(join(path, problem.field) if problem.field else path, problem.reason, problem.expected)
+
+
+def _short(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_NAME and text.isascii()
 
 
 def _plain(context: object) -> bool:

@@ -6,6 +6,7 @@ counts. Routing and middlewares of aiohttp's Application would cost more than a 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,11 @@ BACKLOG: Final = 1024  # callers who wait while the service restarts
 _LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
 _IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
 _GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
+
+
+# aiohttp formats no line of an access log whose logger is off; metrics count requests
+_NO_LOG: Final = logging.getLogger("rest_api.access")
+_NO_LOG.disabled = True
 
 
 class Api:
@@ -193,7 +199,7 @@ class Server(web.Server):
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
-            access_log=None,
+            access_log=_NO_LOG,
             auto_decompress=False,  # aiohttp would inflate without a bound; bodies.py does it within ours
             keepalive_timeout=_IDLE_S,
             lingering_time=_LINGER_S,
