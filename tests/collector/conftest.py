@@ -5,6 +5,7 @@ The real service on a real bus and a real port, with storage answered from memor
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -80,7 +81,7 @@ class Running:
         self, body: bytes, kind: str = PROTOBUF, path: str = "/v1/traces", method: str = "POST", **headers: str
     ) -> tuple[int, bytes, Any]:
         given = {"Content-Type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        async with self.session.request(method, self.url + path, data=body, headers=given) as answer:
+        async with self.session.request(method, self.url + path, data=io.BytesIO(body), headers=given) as answer:
             return answer.status, await answer.read(), answer.headers
 
 

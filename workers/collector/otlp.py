@@ -20,11 +20,12 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 
 from optimizer.errors import Invalid
-from workers.collector.wire import parts
+from workers.collector.wire import LENGTH, Envelope
 
 MAX_DEPTH: Final = 16  # of nested attribute values; deeper ones are cut off
 STATUS_ERROR: Final = 2
-MAX_SPAN_BYTES: Final = 8 * 1024 * 1024  # one with the whole text of a long conversation has about one
+MAX_FIELDS: Final = 300_000  # spans and what holds them in one binary request; senders send some thousands
+MAX_SPAN_BYTES: Final = 4 * 1024 * 1024  # also of a resource; one with the text of a long conversation has about one
 MAX_CONTAINERS: Final = 2_000_000  # JSON objects and lists in one request; 64 MiB of true spans have fewer
 _MAX_COMMAS: Final = 3 * MAX_CONTAINERS
 _UINT64: Final = 2**64 - 1
@@ -61,39 +62,46 @@ def from_protobuf(body: bytes) -> Iterator[Span | Bad]:
     Raises:
         Invalid: it is none; perhaps only after some spans.
     """
+    envelope = Envelope(body, MAX_FIELDS)
     try:
-        for number, kind, start, end in parts(body, 0, len(body)):
-            if number == _RESOURCE_SPANS and kind == 2:
-                yield from _resource_spans(body, start, end)
+        for number, kind, start, end in envelope.fields(0, len(body)):
+            if (number, kind) == (_RESOURCE_SPANS, LENGTH):
+                yield from _resource_spans(envelope, start, end)
     except DecodeError as error:
         raise Invalid(f"the body is no ExportTraceServiceRequest: {error}") from None
 
 
-def _resource_spans(body: bytes, start: int, end: int) -> Iterator[Span | Bad]:
-    inner = [(number, first, last) for number, kind, first, last in parts(body, start, end) if kind == 2]
+def _resource_spans(envelope: Envelope, start: int, end: int) -> Iterator[Span | Bad]:
+    fields, body = envelope.fields, envelope.body
     # concatenated messages are merged messages (protobuf encoding, "Last One Wins")
-    packed = b"".join(body[first:last] for number, first, last in inner if number == _RESOURCE)
+    packed = b"".join(
+        body[at:to] for number, kind, at, to in fields(start, end) if (number, kind) == (_RESOURCE, LENGTH)
+    )
+    if len(packed) > MAX_SPAN_BYTES:
+        raise Invalid(f"a resource has {len(packed)} bytes, more than {MAX_SPAN_BYTES}")
     resource = _pb_pairs(Resource.FromString(packed).attributes)
-    for number, first, last in inner:
-        if number != _SCOPE_SPANS:
+    for number, kind, first, last in fields(start, end):
+        if (number, kind) != (_SCOPE_SPANS, LENGTH):
             continue
-        for field, kind, at, until in parts(body, first, last):
-            if field != _SPANS or kind != 2:
-                continue
-            if until - at > MAX_SPAN_BYTES:
-                yield Bad(f"a span has {until - at} bytes, more than {MAX_SPAN_BYTES}")
-                continue
-            span = WireSpan.FromString(body[at:until])
-            yield Span(
-                resource,
-                span.trace_id.hex(),
-                span.span_id.hex(),
-                span.name,
-                span.start_time_unix_nano,
-                span.end_time_unix_nano,
-                _pb_pairs(span.attributes),
-                span.status.code,
-            )
+        for inner, wire, at, to in fields(first, last):
+            if (inner, wire) == (_SPANS, LENGTH):
+                yield _pb_span(resource, body, at, to)
+
+
+def _pb_span(resource: dict[str, Any], body: bytes, start: int, end: int) -> Span | Bad:
+    if end - start > MAX_SPAN_BYTES:
+        return Bad(f"a span has {end - start} bytes, more than {MAX_SPAN_BYTES}")
+    span = WireSpan.FromString(body[start:end])
+    return Span(
+        resource,
+        span.trace_id.hex(),
+        span.span_id.hex(),
+        span.name,
+        span.start_time_unix_nano,
+        span.end_time_unix_nano,
+        _pb_pairs(span.attributes),
+        span.status.code,
+    )
 
 
 def _pb_pairs(pairs: Any) -> dict[str, Any]:

@@ -7,36 +7,56 @@ Source: Protocol Buffers documentation, "Encoding".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from optimizer.errors import Invalid
 
-def parts(body: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """
-    The fields of the message in `body[start:end]`: number, wire type, and where the content begins and ends.
+LENGTH: Final = 2  # wire type of texts, bytes and messages
 
-    Raises:
-        DecodeError: there is no message.
+
+class Envelope:
     """
-    at = start
-    while at < end:
-        key, at = _varint(body, at, end)
-        number, kind = key >> 3, key & 7
-        if not 0 < number < 2**29:
-            raise DecodeError(f"field number {number} at byte {at}")
-        if kind == 2:
-            size, at = _varint(body, at, end)
-        elif kind == 0:
-            until = _varint(body, at, end)[1]
-            size = until - at
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise DecodeError(f"wire type {kind} at byte {at}")
-        if at + size > end:
-            raise DecodeError(f"truncated: the field at byte {at} wants {size} bytes")
-        yield number, kind, at, at + size
-        at += size
+    The fields of a message and of messages in it, without a copy.
+
+    Args:
+        body: the outermost message.
+        most: fields that may be looked at in all; one needs as little as two bytes.
+    """
+
+    def __init__(self, body: bytes, most: int) -> None:
+        self.body = body
+        self._most = self._left = most
+
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """
+        The fields of the message in `body[start:end]`: number, wire type, and where the content begins and ends.
+
+        Raises:
+            DecodeError: there is no message. Invalid: there are too many fields.
+        """
+        body, at = self.body, start
+        while at < end:
+            self._left -= 1
+            if self._left < 0:
+                raise Invalid(f"the body has more than {self._most} spans and other fields")
+            key, at = _varint(body, at, end)
+            number, kind = key >> 3, key & 7
+            if not 0 < number < 2**29:
+                raise DecodeError(f"field number {number} at byte {at}")
+            if kind == LENGTH:
+                size, at = _varint(body, at, end)
+            elif kind == 0:
+                size = _varint(body, at, end)[1] - at
+            elif kind in (1, 5):
+                size = 8 if kind == 1 else 4
+            else:
+                raise DecodeError(f"wire type {kind} at byte {at}")
+            if at + size > end:
+                raise DecodeError(f"truncated: the field at byte {at} wants {size} bytes")
+            yield number, kind, at, at + size
+            at += size
 
 
 def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
