@@ -28,6 +28,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Tracer
 
 from benchmarks.demo_report import page, text
 from optimizer.ctl.admin import NotRunning, ask
@@ -47,6 +48,7 @@ PRICES: Final = {  # list prices, US dollars per million input and output tokens
     "mistralai/mistral-large-2512": (0.5, 1.5),
     "google/gemini-2.5-pro": (1.25, 10.0),
 }
+FEEDBACK: Final = 5  # outcomes sent at once
 VICTIM: Final = "processor"
 READY_S: Final = 60.0
 BUILD: Final = Path("build/demo")
@@ -184,9 +186,18 @@ def traffic(daemon: Daemon, table: Table) -> list[tuple[int, str]]:
     provider = TracerProvider(resource=Resource.create({"service.name": "demo"}))
     exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{daemon.otlp}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=200))
-    tracer = provider.get_tracer("demo")
     order = list(range(len(table.requests)))
     random.Random(SEED).shuffle(order)
+    try:
+        return send(daemon, table, order, provider.get_tracer("demo"))
+    finally:
+        provider.shutdown()  # while the daemon is there to take the last spans
+
+
+def send(daemon: Daemon, table: Table, order: list[int], tracer: Tracer) -> list[tuple[int, str]]:
+    """
+    Select for each row and report the outcome.
+    """
     chosen: list[tuple[int, str]] = []
     waiting: list[dict[str, Any]] = []
     note = ""
@@ -198,7 +209,7 @@ def traffic(daemon: Daemon, table: Table) -> list[tuple[int, str]]:
         chosen.append((row, selection["variant"]))
         tracer.start_span(f"chat {selection['model']}", attributes=span(selection, outcome)).end()
         waiting.append({"selection_id": selection["selection_id"], "quality": outcome.quality})
-        if len(waiting) == 5 or i + 1 == len(order):
+        if len(waiting) == FEEDBACK or i + 1 == len(order):
             daemon.call("POST", "/api/v1/feedback", waiting)
             waiting = []
         if i == len(order) // 2:
@@ -206,7 +217,6 @@ def traffic(daemon: Daemon, table: Table) -> list[tuple[int, str]]:
             note = f"(killed the {VICTIM} with SIGKILL)"
         progress(i + 1, len(order), note)
         time.sleep(max(0.0, PACE_S - (time.monotonic() - began)))
-    provider.shutdown()
     return chosen
 
 
