@@ -43,8 +43,10 @@ def encode(context: Mapping[str, Scalar]) -> Features:
         else:
             number = float(value)
             if math.isfinite(number):
-                found.append((_key(name), _half(max(-1.0, min(1.0, number)))))
-                if abs(number) > 1:
+                if -1 <= number <= 1:
+                    found.append((_key(name), _half(number)))
+                else:
+                    found.append((_key(name), math.copysign(1.0, number)))
                     found.append((_key(f"log {name}"), _half(math.copysign(math.log1p(abs(number)) / 10, number))))
     return tuple(found[:MAX_FEATURES])
 

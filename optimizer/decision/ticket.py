@@ -21,6 +21,8 @@ from optimizer.errors import Invalid, Problem
 
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<B6sIIfHH")
+_OWN: Final = struct.Struct("<B6sI")  # the two parts of _HEAD
+_SAME: Final = struct.Struct("<IfHH")
 _FEATURE: Final = struct.Struct("<He")
 _MAC_BYTES: Final = 10
 MAX_TEXT: Final = 2600  # two names of 200 characters in UTF-8 and all features, in base64
@@ -47,10 +49,25 @@ def seal(secret: bytes, ticket: Ticket, nonce: bytes) -> str:
         secret: the installation's key.
         nonce: 6 bytes, fresh for each selection, so that no two have the same id.
     """
+    return fill(secret, blank(ticket), nonce, ticket.at, ticket.features).decode()
+
+
+def blank(ticket: Ticket) -> bytes:
+    """
+    The part of a ticket that is the same for all selections of a variant while its policy and propensity stay.
+    """
     task, variant = ticket.task.encode(), ticket.variant.encode()
-    head = _HEAD.pack(_VERSION, nonce, ticket.at, ticket.policy_version, ticket.propensity, len(task), len(variant))
-    body = b"".join((head, task, variant, *(_FEATURE.pack(key, value) for key, value in ticket.features)))
-    return base64.urlsafe_b64encode(body + _mac(secret, body)).decode().rstrip("=")
+    return _SAME.pack(ticket.policy_version, ticket.propensity, len(task), len(variant)) + task + variant
+
+
+def fill(secret: bytes, same: bytes, nonce: bytes, at: int, features: Features) -> bytes:
+    """
+    The selection id, in ASCII, from the part that `blank` made and what differs.
+    """
+    body = _OWN.pack(_VERSION, nonce, at) + same
+    if features:
+        body += b"".join([_FEATURE.pack(key, value) for key, value in features])
+    return base64.urlsafe_b64encode(body + _mac(secret, body)).rstrip(b"=")
 
 
 def unseal(secret: bytes, text: str) -> Ticket:

@@ -5,7 +5,7 @@ Tasks and policies as an API serves them: followed in memory, ready for choosing
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -27,12 +27,14 @@ _snapshots = msgspec.msgpack.Decoder(Snapshot)
 @dataclass(frozen=True, slots=True)
 class Offer:
     """
-    What is served for one task now.
+    What is served for one task now. `stencils`: by variant and propensity, the parts of its ticket and of the encoded
+    answer that stay the same.
     """
 
     task: Task
     policy: Policy
     variants: dict[str, Variant]
+    stencils: dict[tuple[str, float], tuple[bytes, bytes]] = field(default_factory=dict)
 
 
 class Book:

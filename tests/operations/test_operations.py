@@ -12,8 +12,9 @@ import pytest
 from operations.conftest import SECRET, document
 
 from optimizer.bus.memory import MemoryStorage
+from optimizer.decision.features import encode
 from optimizer.decision.policy import Snapshot
-from optimizer.decision.ticket import unseal
+from optimizer.decision.ticket import Ticket, unseal
 from optimizer.errors import Conflict, Invalid, NotFound, Transient
 from optimizer.messages import Fleet, Record, ServiceView
 from optimizer.model import Event, SystemEvent, Task, TaskStats, VariantStats
@@ -21,7 +22,7 @@ from optimizer.operations.events import ListEvents, export_events
 from optimizer.operations.feedback import Accepted, FeedbackRequest
 from optimizer.operations.house import House
 from optimizer.operations.registry import OPERATIONS
-from optimizer.operations.selection import BatchSelectRequest, Selection, SelectRequest
+from optimizer.operations.selection import BatchSelectRequest, Selection, SelectRequest, select_document
 from optimizer.operations.tasks import ListTasks, NamedTask, Nothing, WriteTask, declare_tasks
 
 
@@ -106,6 +107,37 @@ async def test_selection_follows_the_published_policy(house: House) -> None:
     chosen = await run(house, "select", SelectRequest(task="t", explain=True))
     assert (chosen.variant, chosen.policy_version, chosen.propensity) == ("b", 7, 1.0)
     assert chosen.explanation.shares == {"a": 0.0, "b": 1.0}
+
+
+async def test_the_quick_way_answers_as_the_other_one(house: House) -> None:
+    await create(house)
+    raws: list[Any] = [
+        None,
+        {},
+        {"context": {"x": 1.0, "vip": True, "lang": "de"}, "session": "s"},
+        {"context": {"x": 3}},
+    ]
+    for raw in raws:
+        variant, text = select_document(house, "t", raw)
+        chosen = msgspec.json.decode(text, type=Selection)
+        ticket = unseal(SECRET, chosen.selection_id)
+        context = (raw or {}).get("context") or {}
+        assert ticket == Ticket("t", variant, 0.5, 0, int(house.clock.at().timestamp()), encode(context))
+        assert (chosen.variant, chosen.model) == (variant, f"m-{variant}")
+        assert list(msgspec.json.decode(text)) == list(
+            msgspec.to_builtins(await run(house, "select", SelectRequest(task="t")))
+        )
+    await publish(house, Snapshot(task="t", policy="thompson", policy_version=9, shares={"a": 1.0, "b": 0.0}))
+    assert msgspec.json.decode(select_document(house, "t", None)[1], type=Selection).policy_version == 9
+    assert "explanation" in msgspec.json.decode(select_document(house, "t", {"explain": True})[1])
+
+
+async def test_another_spelling_of_a_selection_is_refused(house: House) -> None:
+    await create(house)
+    chosen = await run(house, "select", SelectRequest(task="t"))
+    for spelling in (chosen.selection_id + "=", chosen.selection_id[:9] + "!" + chosen.selection_id[9:]):
+        with pytest.raises(Invalid, match="selection_id"):
+            await run(house, "feedback", FeedbackRequest(events=[{"selection_id": spelling, "quality": 1}]))
 
 
 async def test_a_policy_of_an_older_declaration_is_not_served(house: House) -> None:

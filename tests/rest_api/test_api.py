@@ -185,3 +185,29 @@ async def test_tasks_of_the_configuration_are_declared(tmp_path: Path) -> None:
     async with running(tmp_path, tasks=[task("declared")]) as rest:
         await until(lambda: "task/declared" in rest.desk.memory.states)
         assert (await rest.call("GET", "/api/v1/tasks/declared"))[1]["variants"][1]["name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("head", "closes"),
+    [
+        (b"HTTP/1.0\r\nHost: x\r\n", True),
+        (b"HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n", True),
+        (b"HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", True),
+        (b"HTTP/1.1\r\nHost: x\r\n", False),
+    ],
+)
+async def test_selections_are_well_formed_for_every_version(rest: Rest, head: bytes, closes: bool) -> None:
+    await rest.create()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(rest.url.rpartition(":")[2]))
+    request = b"POST /api/v1/tasks/t/select " + head + b"Content-Length: 2\r\n\r\n{}"
+    writer.write(request if closes else request * 3)  # pipelined
+    for _ in range(1 if closes else 3):
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert answer.startswith("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: ")
+        assert ("Connection: close" in answer) is closes
+        body = json.loads(await reader.readexactly(int(answer.split("Content-Length: ")[1].split("\r\n")[0])))
+        assert body["variant"] in "ab"
+    if closes:
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()

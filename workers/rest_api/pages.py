@@ -98,6 +98,7 @@ class Pages:
 
     async def _metrics(self, call: Call) -> web.Response:
         frame = self._frame
+        call.tally.flush()
         accept = call.request.headers.get("Accept", "")
         body, media = render(frame.metrics_dir, frame.fleet, frame.clock.monotonic(), accept)
         return web.Response(body=body, headers={"Content-Type": media})

@@ -23,25 +23,24 @@ from optimizer.operations.house import House
 from optimizer.operations.registry import OPERATIONS
 from optimizer.operations.tasks import ListTasks, NamedTask, Nothing, TaskPage, WriteTask
 from workers.rest_api.bodies import JSON, NDJSON, parse_json, read_body, read_events, read_json
+from workers.rest_api.quick import Quick
+from workers.rest_api.tally import Tally
 
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _encode = msgspec.json.Encoder().encode
 
 
-Selected = Callable[[str, str], None]
-
-
 @dataclass(slots=True)
 class Call:
     """
-    One request: `name` is the `{task}` of its address, or ""; `selected(task, variant)` counts a selection.
+    One request: `name` is the `{task}` of its address, or ""; `tally` counts.
     """
 
     request: web.BaseRequest
     house: House
     name: str
     max_body_bytes: int
-    selected: Selected
+    tally: Tally
 
 
 class Written(enum.Enum):
@@ -53,7 +52,7 @@ class Written(enum.Enum):
     EVENTS = "FeedbackEvents"
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Route:
         answers: status to type of the answer (None: no content); the errors are the same for all.
         answer_media: content type of the answer.
         vital: answered however busy the service is.
-        at_once: the same as `handler` for a body that has arrived already: (house, name, body, selected), waits for
+        at_once: the same as `handler` for a body that has arrived already: (house, name, body, tally), waits for
             nobody.
     """
 
@@ -119,7 +118,7 @@ class Route:
     answer_media: str = JSON
     about: str = ""
     vital: bool = False
-    at_once: Callable[[House, str, bytes, Selected], web.Response] | None = None
+    at_once: Callable[[House, str, bytes, Tally], web.StreamResponse] | None = None
 
     @property
     def summary(self) -> str:
@@ -169,18 +168,18 @@ async def _stats(call: Call) -> web.Response:
     return _reply(await _run("tasks.stats", call, NamedTask(task=call.name)))
 
 
-def select_at_once(house: House, name: str, body: bytes, selected: Selected) -> web.Response:
+def select_at_once(house: House, name: str, body: bytes, tally: Tally) -> web.StreamResponse:
     """
     The one route that is asked for each request of an application: the operation's parts without its generality.
     """
-    chosen = selection.select(house, selection.parse_select(name, parse_json(body)))
-    selected(name, chosen.variant)
-    return web.Response(body=_encode(chosen), headers=_JSON_HEADERS)
+    variant, document_ = selection.select_document(house, name, parse_json(body))
+    tally.selection(name, variant)
+    return Quick(document_)
 
 
-async def _select(call: Call) -> web.Response:
+async def _select(call: Call) -> web.StreamResponse:
     body = await read_body(call.request, call.max_body_bytes) if call.request.body_exists else b""
-    return select_at_once(call.house, call.name, body, call.selected)
+    return select_at_once(call.house, call.name, body, call.tally)
 
 
 async def _feedback(call: Call) -> web.Response:

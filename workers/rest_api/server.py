@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -24,8 +25,10 @@ from workers.rest_api.bodies import complete_json
 from workers.rest_api.problems import Refused, problem_response, refusal
 from workers.rest_api.routes import Call, Route
 from workers.rest_api.settings import Settings
+from workers.rest_api.tally import Tally
 
 BACKLOG: Final = 1024  # callers who wait while the service restarts
+_ADDRESSES: Final = 512  # whose routes are remembered
 _LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
 _IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
 _GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
@@ -47,12 +50,10 @@ class Api:
     def __init__(self, house: House, settings: Settings, metrics: Metrics, routes: Sequence[Route]) -> None:
         self._house = house
         self._settings = settings
-        self._metrics = metrics
         self._max_body_bytes = settings.max_body_bytes
-        self._tree = _tree(routes)
+        self.tally = Tally(metrics)
+        self._find = lru_cache(_ADDRESSES)(partial(_find, _tree(routes)))
         self._in_hand = 0
-        self._outcomes: dict[tuple[str, int], tuple[Any, Any]] = {}
-        self._selections: dict[tuple[str, str], Any] = {}
         self.stopping = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -62,12 +63,13 @@ class Api:
         began = time.perf_counter()
         path = request.rel_url.raw_path
         operation = "none"
+        response: web.StreamResponse
         try:
             route, name = self._find(request.method, path)
             operation = route.operation
             body = complete_json(request, self._max_body_bytes) if route.at_once is not None else None
             if route.at_once is not None and body is not None:
-                response = route.at_once(self._house, name, body, self._selected)
+                response = route.at_once(self._house, name, body, self.tally)
             else:
                 response = await self._answer(route, name, request)
         except Refused as refused:
@@ -79,12 +81,12 @@ class Api:
         except Exception as error:  # noqa: BLE001 - the top: a defect must not leave a caller without an answer
             log.opt(exception=error).error("rest_api.failed", operation=operation, error=repr(error))
             response = problem_response(Refused(500, f"internal error: {type(error).__name__}"), path)
-        self._count(operation, response.status, time.perf_counter() - began)
+        self.tally.request(operation, response.status, time.perf_counter() - began)
         if self.stopping:
             response.force_close()
         return response
 
-    async def _answer(self, route: Route, name: str, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, route: Route, name: str, request: web.BaseRequest) -> web.StreamResponse:
         settings = self._settings
         if self._in_hand >= settings.max_concurrency and not route.vital:
             told = f"{self._in_hand} requests are in hand already (rest_api.max_concurrency)"
@@ -92,7 +94,7 @@ class Api:
         self._in_hand += 1
         try:
             async with asyncio.timeout(settings.timeout_secs):
-                call = Call(request, self._house, name, self._max_body_bytes, self._selected)
+                call = Call(request, self._house, name, self._max_body_bytes, self.tally)
                 return await route.handler(call)
         except TimeoutError:
             seconds = f"{float(settings.timeout_secs):g} s (rest_api.timeout_secs)"
@@ -103,52 +105,36 @@ class Api:
         finally:
             self._in_hand -= 1
 
-    def _find(self, method: str, path: str) -> tuple[Route, str]:
-        node: Any = self._tree
-        name = ""
-        for segment in path[1:].split("/"):
-            following = node.get(segment)
-            if following is None and (following := node.get("*")) is not None:
-                name = _name(segment)
-            if following is None:
-                raise Refused(404, "there is nothing at this address; see /docs")
-            node = following
-        methods = node.get("")
-        if not methods:
-            raise Refused(404, "there is nothing at this address; see /docs")
-        route = methods.get("GET" if method == "HEAD" else method)
-        if route is None:
-            allowed = ", ".join(sorted(methods))
-            raise Refused(405, f"{method[:20]} is not possible here, but {allowed}", headers={"Allow": allowed})
-        return route, name
 
-    def _count(self, operation: str, status: int, seconds: float) -> None:
-        outcome = self._outcomes.get((operation, status))
-        if outcome is None:
-            label = (operation, str(status))
-            outcome = self._outcomes[(operation, status)] = (
-                self._metrics.requests_total.labels(*label),
-                self._metrics.request_duration_seconds.labels(*label),
-            )
-        outcome[0].inc()
-        outcome[1].observe(seconds)
-
-    def _selected(self, task: str, variant: str) -> None:
-        counter = self._selections.get((task, variant))
-        if counter is None:
-            counter = self._selections[task, variant] = self._metrics.selections_total.labels(task, variant)
-        counter.inc()
-
-
-def _tree(routes: Sequence[Route]) -> dict[str, Any]:
-    # segments of addresses as nested dicts; "*" stands for a parameter, "" holds the methods
-    root: dict[str, Any] = {}
+def _tree(routes: Sequence[Route]) -> dict[str | None, Any]:
+    # segments of addresses as nested dicts; "*" stands for a parameter, None holds the methods
+    root: dict[str | None, Any] = {}
     for route in routes:
         node = root
         for segment in route.path[1:].split("/"):
             node = node.setdefault("*" if segment.startswith("{") else segment, {})
-        node.setdefault("", {})[route.method] = route
+        node.setdefault(None, {})[route.method] = route
     return root
+
+
+def _find(tree: dict[str | None, Any], method: str, path: str) -> tuple[Route, str]:
+    node: Any = tree
+    name = ""
+    for segment in path[1:].split("/"):
+        following = node.get(segment)
+        if following is None and (following := node.get("*")) is not None:
+            name = _name(segment)
+        if following is None:
+            raise Refused(404, "there is nothing at this address; see /docs")
+        node = following
+    methods = node.get(None)
+    if not methods:
+        raise Refused(404, "there is nothing at this address; see /docs")
+    route = methods.get("GET" if method == "HEAD" else method)
+    if route is None:
+        allowed = ", ".join(sorted(methods))
+        raise Refused(405, f"{method[:20]} is not possible here, but {allowed}", headers={"Allow": allowed})
+    return route, name
 
 
 def _name(segment: str) -> str:
@@ -235,3 +221,4 @@ class Server(web.Server):
             await asyncio.sleep(0.005)
         self.pre_shutdown()
         await self.shutdown(max(0.1, until - loop.time()))
+        self._api.tally.flush()
