@@ -21,6 +21,7 @@ from optimizer.errors import Invalid
 from optimizer.model import Event
 from workers.collector import genai
 from workers.collector.otlp import MAX_DEPTH, Bad, Span, from_json, from_protobuf
+from workers.collector.traits import FIELDS, Trait, trait, trait_with_content
 
 END = 1_764_000_000_000_000_000
 NOW = END / 1e9 + 1
@@ -72,7 +73,7 @@ DEPRECATED: dict[str, Any] = {
 }
 
 
-def span(attributes: dict[str, Any], **more: Any) -> Span:
+def span(attributes: dict[str, Any], read: Any = trait, **more: Any) -> Span[Trait]:
     """
     A span of a quarter of a second.
     """
@@ -85,14 +86,15 @@ def span(attributes: dict[str, Any], **more: Any) -> Span:
         "end": END,
         "status": 0,
     }
-    return Span(attributes=attributes, **{**given, **more})
+    return Span(attributes={key: read(key, value) for key, value in attributes.items()}, **{**given, **more})
 
 
 def mapped(attributes: dict[str, Any], keep_content: bool = False, **more: Any) -> Event:
     """
     The event of a span.
     """
-    return genai.event(span(attributes, **more), NOW, SECRET, keep_content)
+    read = trait_with_content if keep_content else trait
+    return genai.event(span(attributes, read, **more), NOW, SECRET)
 
 
 def test_current_names() -> None:
@@ -143,11 +145,7 @@ def test_deprecated_names() -> None:
 
 @pytest.mark.parametrize(
     ("field", "first", "second"),
-    [
-        (field, row.names[i], row.names[i + 1])
-        for field, row in genai._FIELDS.items()
-        for i in range(len(row.names) - 1)
-    ],
+    [(field, row.names[i], row.names[i + 1]) for field, row in FIELDS.items() for i in range(len(row.names) - 1)],
 )
 def test_the_newer_name_wins_and_aliases_are_not_summed(field: str, first: str, second: str) -> None:
     base = {"gen_ai.operation.name": "chat", "llm_optimizer.variant": "v"}
@@ -362,6 +360,13 @@ def _any(value: Any) -> dict[str, Any]:
     return {kind.replace("_value", "Value"): found}
 
 
+def plain(key: str, value: Any) -> Any:
+    """
+    The value itself.
+    """
+    return value
+
+
 def outcomes(spans: Any) -> list[str]:
     """
     Each span's event, or why there is none; as text, in which NaN equals NaN.
@@ -380,8 +385,9 @@ def outcomes(spans: Any) -> list[str]:
 @given(st.lists(_spans, max_size=3))
 def test_json_and_protobuf_give_the_same_events(spans: list[dict[str, Any]]) -> None:
     body = request(*spans)
-    assert repr(list(from_protobuf(body))) == repr(list(from_json(as_json(body))))
-    assert outcomes(from_protobuf(body)) == outcomes(from_json(as_json(body)))
+    text = as_json(body)
+    assert repr(list(from_protobuf(body, plain))) == repr(list(from_json(text, plain)))
+    assert outcomes(from_protobuf(body, trait)) == outcomes(from_json(text, trait))
 
 
 @settings(max_examples=300, deadline=None)
@@ -396,7 +402,7 @@ def test_damaged_requests_are_read_as_protobuf_reads_them(spans: list[dict[str, 
     except DecodeError:
         message = None
     try:
-        found = [one for one in from_protobuf(bytes(body)) if isinstance(one, Span)]
+        found = [one for one in from_protobuf(bytes(body), plain) if isinstance(one, Span)]
     except Invalid:
         found = None
     if message is None:
@@ -417,7 +423,7 @@ def test_nested_values_are_cut_off() -> None:
     for _ in range(40):  # protobuf itself refuses a hundred levels of messages
         deep = [deep]
     body = request({"a": deep, "gen_ai.operation.name": "chat", "_end": time.time_ns()})
-    (binary,), (text,) = from_protobuf(body), from_json(as_json(body))
+    (binary,), (text,) = from_protobuf(body, plain), from_json(as_json(body), plain)
     assert binary == text
     assert isinstance(binary, Span)
     assert repr(binary.attributes["a"]).count("[") == MAX_DEPTH

@@ -27,13 +27,14 @@ from workers.collector.bodies import Budget, Lease, TooLarge, TooSlow, read
 from workers.collector.door import Door
 from workers.collector.otlp import Bad, from_json, from_protobuf
 from workers.collector.settings import Settings
+from workers.collector.traits import trait, trait_with_content
 
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 SOURCE: Final = "otlp"
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND, _OUT_OF_RANGE, _UNAVAILABLE = 3, 4, 5, 11, 14  # google.rpc.Code
 _CONCURRENCY: Final = 256  # requests in hand
-_SLICE: Final = 200  # spans mapped before others get their turn: some 10 ms
+_SLICE_S: Final = 0.02  # of work on one body before others get their turn
 _MAX_TOLD: Final = 1000  # characters of an error message
 
 
@@ -110,20 +111,23 @@ class Ingress:
 
     async def _decoded(self, kind: str, body: bytes) -> tuple[list[Event], Counter[str]]:
         now = self._frame.clock.at().timestamp()
-        secret, keep_content, most = self._frame.secret, self._settings.keep_content, self._settings.buffer_size
+        secret, most = self._frame.secret, self._settings.buffer_size
+        reading = trait_with_content if self._settings.keep_content else trait
         events: list[Event] = []
         reasons: Counter[str] = Counter()
         ignored = 0
-        for i, span in enumerate(from_json(body) if kind == JSON else from_protobuf(body)):
-            if i % _SLICE == _SLICE - 1:
+        since = time.monotonic()
+        for span in from_json(body, reading) if kind == JSON else from_protobuf(body, reading):
+            if time.monotonic() - since > _SLICE_S:
                 await asyncio.sleep(0)
+                since = time.monotonic()
             if isinstance(span, Bad):
                 reasons[_short(reasons, span.reason)] += 1
             elif not genai.is_call(span):
                 ignored += 1
             else:
                 try:
-                    events.append(self._door.attributed(genai.event(span, now, secret, keep_content)))
+                    events.append(self._door.attributed(genai.event(span, now, secret)))
                 except (genai.Refused, Invalid) as error:
                     reasons[_short(reasons, f"span {span.span_id}: {error}")] += 1
             if len(events) > most:

@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from optimizer.errors import Invalid
 
-LENGTH: Final = 2  # wire type of texts, bytes and messages
+FIXED64: Final = 1  # wire types
+LENGTH: Final = 2  # texts, bytes and messages
 
 
 class Envelope:
@@ -36,27 +37,37 @@ class Envelope:
         Raises:
             DecodeError: there is no message. Invalid: there are too many fields.
         """
-        body, at = self.body, start
+        at = start
         while at < end:
             self._left -= 1
             if self._left < 0:
                 raise Invalid(f"the body has more than {self._most} spans and other fields")
-            key, at = _varint(body, at, end)
-            number, kind = key >> 3, key & 7
-            if not 0 < number < 2**29:
-                raise DecodeError(f"field number {number} at byte {at}")
-            if kind == LENGTH:
-                size, at = _varint(body, at, end)
-            elif kind == 0:
-                size = _varint(body, at, end)[1] - at
-            elif kind in (1, 5):
-                size = 8 if kind == 1 else 4
-            else:
-                raise DecodeError(f"wire type {kind} at byte {at}")
-            if at + size > end:
-                raise DecodeError(f"truncated: the field at byte {at} wants {size} bytes")
-            yield number, kind, at, at + size
-            at += size
+            key, first, at = field(self.body, at, end)
+            yield key >> 3, key & 7, first, at
+
+
+def field(body: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """
+    The field that begins at `at`: its key (number << 3 | wire type), and where its content begins and ends.
+
+    Raises:
+        DecodeError: there is none, or it ends after `end`.
+    """
+    key, at = _varint(body, at, end)
+    kind = key & 7
+    if not 0 < key >> 3 < 2**29:
+        raise DecodeError(f"field number {key >> 3} at byte {at}")
+    if kind == LENGTH:
+        size, at = _varint(body, at, end)
+    elif kind == 0:
+        size = _varint(body, at, end)[1] - at
+    elif kind in (FIXED64, 5):
+        size = 8 if kind == FIXED64 else 4
+    else:
+        raise DecodeError(f"wire type {kind} at byte {at}")
+    if at + size > end:
+        raise DecodeError(f"truncated: the field at byte {at} wants {size} bytes")
+    return key, at, at + size
 
 
 def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
