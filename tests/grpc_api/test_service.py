@@ -24,7 +24,9 @@ from grpc_status import rpc_status
 from rest_api.conftest import fleet
 
 from optimizer.messages import Message
-from optimizer.pb.v1.event_pb2 import Event, Feedback
+from optimizer.operations.registry import OPERATIONS
+from optimizer.pb.v1 import event_pb2
+from optimizer.pb.v1.event_pb2 import Feedback
 from optimizer.pb.v1.health_pb2 import CheckRequest
 from optimizer.pb.v1.selection_pb2 import (
     BatchSelectRequest,
@@ -34,32 +36,33 @@ from optimizer.pb.v1.selection_pb2 import (
 )
 from workers.grpc_api import servicers
 
+Event: Any = event_pb2.Event  # the stubs do not know that a Struct may be given as a dict
 
-async def refused(call: Any) -> tuple[grpc.StatusCode, list[str], grpc.aio.AioRpcError]:
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, list[str], Any]:
     """
     Status and the fields named in BadRequest of a call that fails.
     """
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    status = rpc_status.from_call(caught.value)
+    error: Any = caught.value
+    status = rpc_status.from_call(error)
     bad = error_details_pb2.BadRequest()
     for detail in status.details if status else ():
         if detail.Is(bad.DESCRIPTOR):
             detail.Unpack(bad)
-    return caught.value.code(), [violation.field for violation in bad.field_violations], caught.value
+    return error.code(), [violation.field for violation in bad.field_violations], error
 
 
-def retry_delays_s(error: grpc.aio.AioRpcError) -> list[float]:
+def retry_delays_s(error: Any) -> list[float]:
     """
     The delay of a retry in each of the two trailers.
     """
     inside, bare = error_details_pb2.RetryInfo(), error_details_pb2.RetryInfo()
     status = rpc_status.from_call(error)
     assert status.details[0].Unpack(inside)
-    trailers = dict(iter(error.trailing_metadata() or ()))
-    raw = trailers["google.rpc.retryinfo-bin"]
-    assert isinstance(raw, bytes)
-    bare.ParseFromString(raw)
+    trailers: Any = error.trailing_metadata()
+    bare.ParseFromString(dict(trailers)["google.rpc.retryinfo-bin"])
     return [info.retry_delay.ToMilliseconds() / 1000 for info in (inside, bare)]
 
 
@@ -109,7 +112,7 @@ async def test_a_batch_of_selections(api: Grpc) -> None:
     await api.create()
     answer = await api.selection.BatchSelect(BatchSelectRequest(requests=[SelectRequest(task="t")] * 3))
     assert len({one.selection_id for one in answer.responses}) == 3
-    mixed = BatchSelectRequest(requests=[SelectRequest(task="t"), SelectRequest(task="t", context={"n": math.nan})])
+    mixed = BatchSelectRequest(requests=[SelectRequest(task="t"), selection_request("t", context={"n": math.nan})])
     code, fields, _ = await refused(api.selection.BatchSelect(mixed))
     assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["requests[1].context.n"])
 
@@ -138,9 +141,9 @@ async def test_a_repeated_id_changes_nothing(api: Grpc) -> None:
         (Event(task="t", variant="a", scores={"s": math.nan}), ["scores.s"]),
         (Event(selection_id="forged"), ["selection_id"]),
     ],
-    ids=lambda case: "" if isinstance(case, Event) else "+".join(case),
+    ids=lambda case: "" if isinstance(case, event_pb2.Event) else "+".join(case),
 )
-async def test_bad_events_are_named_and_change_nothing(api: Grpc, event: Event, fields: list[str]) -> None:
+async def test_bad_events_are_named_and_change_nothing(api: Grpc, event: Any, fields: list[str]) -> None:
     good = Event(id="good", task="t", variant="a")
     code, found, _ = await refused(api.selection.Feedback(FeedbackRequest(events=[good, event])))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -153,8 +156,8 @@ async def test_a_refusal_of_very_much_still_arrives(api: Grpc) -> None:
     code, fields, error = await refused(api.selection.Feedback(FeedbackRequest(events=[bad] * 200)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields[0] == "events[0].task"
-    trailers = error.trailing_metadata() or ()
-    assert sum(len(key) + len(value) + 32 for key, value in iter(trailers)) < 8192
+    trailers: Any = error.trailing_metadata()
+    assert sum(len(key) + len(value) + 32 for key, value in trailers) < 8192
 
 
 async def test_bytes_that_are_no_message(api: Grpc) -> None:
@@ -165,8 +168,8 @@ async def test_bytes_that_are_no_message(api: Grpc) -> None:
     field = b"\x0a\x01k\x12" + _length(deep) + deep
     struct = b"\x0a" + _length(field) + field
     for raw in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x12" + _length(struct) + struct):
-        call: Any = api.channel.unary_unary("/llm.optimizer.v1.SelectionService/Select")
-        code, _, error = await refused(call(raw))
+        channel: Any = api.channel
+        code, _, error = await refused(channel.unary_unary("/llm.optimizer.v1.SelectionService/Select")(raw))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "SelectRequest" in str(error.details())
 
@@ -259,8 +262,8 @@ async def test_a_bug_tells_nothing_of_the_inside(api: Grpc, monkeypatch: pytest.
     async def broken(*_: Any) -> Message:
         raise ZeroDivisionError("of the inside")
 
-    operation = dataclasses.replace(servicers.OPERATIONS["select"], run=broken)
-    monkeypatch.setitem(servicers.OPERATIONS, "select", operation)
+    operation = dataclasses.replace(OPERATIONS["select"], run=broken)
+    monkeypatch.setitem(OPERATIONS, "select", operation)
     code, _, error = await refused(api.selection.Select(SelectRequest(task="t")))
     assert code is grpc.StatusCode.INTERNAL
     assert "inside" not in str(error.details())
