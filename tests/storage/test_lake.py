@@ -13,6 +13,7 @@ from optimizer.bus.storage import RemoteStorage, Storage
 from optimizer.errors import Conflict, Permanent, Rejected, Transient
 from optimizer.messages import Commit, Inspect, Message, Record, StorageReport
 from workers.storage.lake import Lake
+from workers.storage.writer import Writer
 
 
 def record(i: int, selection: str = "", size: int = 10) -> Record:
@@ -171,3 +172,14 @@ async def test_an_endpoint_has_one_owner(tmp_path: Path) -> None:
         one.serve(Echo().answer)
         with pytest.raises(Permanent, match="another process"):
             two.serve(Echo().answer)
+
+
+async def test_a_writer_closes_cleanly_with_and_without_work(tmp_path: Path) -> None:
+    for steps in (0, 3):
+        lake = Lake(tmp_path / str(steps))
+        writer = Writer(lake, lambda _: None)
+        done = [await writer.run(lambda txn, i=i: lake.append(txn, [record(i)])) for i in range(steps)]  # type: ignore[misc]
+        await writer.close()
+        assert [one.last_offset for one in done] == list(range(1, steps + 1))
+        assert not writer.failed.done()
+        lake.close()

@@ -73,7 +73,8 @@ class Writer:
             while len(batch) < _TOGETHER and not self._steps.empty():
                 batch.append(self._steps.get_nowait())
             going = None not in batch
-            self._write([item for item in batch if item is not None])
+            if steps := [item for item in batch if item is not None]:
+                self._write(steps)
 
     def _write(self, batch: list[tuple[Step, asyncio.Future[Any]]]) -> None:
         try:
