@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks import Row
 
-NAMES: Final = ("bus", "select")
+NAMES: Final = ("bus", "otlp", "select")
 
 
 def number(value: float) -> str:

@@ -5,6 +5,7 @@ OTLP/HTTP as the specification has it, on a real port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import resource
 import time
@@ -360,6 +361,46 @@ async def test_what_is_in_flight_at_the_end_is_answered(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         collector.shelf.held.set()
         assert (await post)[0] == 200
+
+
+async def test_slow_senders_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.collector.server._HEADER_S", 0.2)
+    monkeypatch.setattr("workers.collector.bodies._BODY_S", 0.2)
+    async with running(tmp_path) as collector:
+        host, port = collector.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/traces HTTP/1.1\r\nHost:")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: 9\r\n\r\n{{"
+        writer.write(head.encode())
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
+async def test_a_sender_may_ask_before_it_sends(collector: Running) -> None:
+    body = request(CALL)
+    async with collector.session.post(
+        collector.url + "/v1/traces", data=body, headers={"Content-Type": PROTOBUF}, expect100=True
+    ) as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+
+
+async def test_too_many_connections_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.collector.server.MAX_CONNECTIONS", 3)
+    async with running(tmp_path) as collector:
+        host, port = collector.url.removeprefix("http://").split(":")
+        kept = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        for _, writer in kept:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for reader, _ in kept:
+            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 404")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        for _, one in (*kept, (reader, writer)):
+            one.close()
 
 
 def document(*spans: dict[str, Any]) -> dict[str, Any]:

@@ -146,6 +146,12 @@ async def test_a_foreign_ticket_is_named_and_nothing_is_stored(collector: Runnin
     assert collector.shelf.events == []
 
 
+async def test_more_events_than_can_ever_be_in_hand_are_invalid(tmp_path: Path) -> None:
+    async with running(tmp_path, buffer_size=2) as collector:
+        with pytest.raises(Invalid, match=r"collector\.buffer_size"):
+            await collector.collector.submit("rest", packed(*(event(i, task="t", model="m") for i in range(3))))
+
+
 async def test_an_api_hears_of_a_full_storage(collector: Running) -> None:
     collector.shelf.full = "the disk is full"
     with pytest.raises(Rejected, match="disk is full"):

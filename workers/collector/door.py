@@ -74,8 +74,12 @@ class Door:
         Make events durable; returns the positions of those that were there already.
 
         Raises:
-            Invalid: selection ids are not ours, at `[i].selection_id`; nothing is stored. Others as `store`.
+            Invalid: selection ids are not ours, at `[i].selection_id`, or there are more than may ever be in hand; nothing
+                is stored. Others as `store`.
         """
+        most = self._frame.settings.buffer_size
+        if len(events) > most:
+            raise Invalid(f"there are {len(events)} events, more than {most} (collector.buffer_size)")
         self.room(len(events))
         finished, problems = [], []
         for i, event in enumerate(events):

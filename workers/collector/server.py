@@ -18,6 +18,7 @@ MAX_CONNECTIONS: Final = 1024  # one sender holds one or two
 _HEADER_S: Final = 10.0  # for the first request of a connection to arrive
 _IDLE_S: Final = 75.0  # exporters send every few seconds
 _LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
+_GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -89,12 +90,17 @@ class Server(web.Server):
         """
         Stop accepting, answer what is in flight, close; what takes longer than `budget_s` is cut.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + budget_s
         self._stopping = True
         await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
         if self._site is not None:
             self._site.close()
+        grace = min(until, loop.time() + _GRACE_S)
+        while loop.time() < grace and any(isinstance(one, _Connection) and one.fresh for one in self.connections):  # noqa: ASYNC110 - aiohttp tells nobody
+            await asyncio.sleep(0.005)
         self.pre_shutdown()
-        await self.shutdown(budget_s)
+        await self.shutdown(max(0.1, until - loop.time()))
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
