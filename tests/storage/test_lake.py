@@ -174,12 +174,12 @@ async def test_an_endpoint_has_one_owner(tmp_path: Path) -> None:
             two.serve(Echo().answer)
 
 
-async def test_a_writer_closes_cleanly_with_and_without_work(tmp_path: Path) -> None:
-    for steps in (0, 3):
-        lake = Lake(tmp_path / str(steps))
-        writer = Writer(lake, lambda _: None)
-        done = [await writer.run(lambda txn, i=i: lake.append(txn, [record(i)])) for i in range(steps)]  # type: ignore[misc]
-        await writer.close()
-        assert [one.last_offset for one in done] == list(range(1, steps + 1))
-        assert not writer.failed.done()
-        lake.close()
+@pytest.mark.parametrize("steps", [0, 3])
+async def test_a_writer_closes_cleanly_with_and_without_work(tmp_path: Path, steps: int) -> None:
+    lake = Lake(tmp_path)
+    writer = Writer(lake, lambda _: None)
+    done = [await writer.run(lambda txn, i=i: lake.append(txn, [record(i)])) for i in range(steps)]  # type: ignore[misc]
+    await writer.close()
+    assert [one.last_offset for one in done] == list(range(1, steps + 1))
+    assert not writer.failed.done()
+    lake.close()
