@@ -52,7 +52,8 @@ class Mirror:
         self._on_change = on_change
         self._joined = asyncio.Event()
         self._stale = asyncio.Event()
-        self._revision = 0
+        self._reading = False
+        self._gone: dict[str, int] = {}  # deleted while reading: the page under way may still have them
         bus.subscribe("storage", [f"state/{prefix}"], self._on_message, self._stale.set)
 
     async def joined(self) -> None:
@@ -68,6 +69,7 @@ class Mirror:
         while True:
             await self._stale.wait()
             self._stale.clear()
+            self._reading = True
             try:
                 await self._read()
             except Transient as error:
@@ -76,6 +78,9 @@ class Mirror:
                 await asyncio.sleep(_RETRY_S)
             else:
                 self._joined.set()
+            finally:
+                self._reading = False
+                self._gone.clear()
 
     async def _read(self) -> None:
         seen: set[str] = set()
@@ -96,12 +101,15 @@ class Mirror:
             return
         if message.body is not None:
             self._put(message.key, State(message.revision, message.body))
-        elif message.key in self.states and self.states[message.key].revision < message.revision:
+            return
+        if self._reading:
+            self._gone[message.key] = message.revision
+        if message.key in self.states and self.states[message.key].revision < message.revision:
             del self.states[message.key]
             self._on_change(message.key, None)
 
     def _put(self, key: str, state: State) -> None:
         known = self.states.get(key)
-        if known is None or known.revision < state.revision:
+        if (known is None or known.revision < state.revision) and self._gone.get(key, 0) < state.revision:
             self.states[key] = state
             self._on_change(key, state)

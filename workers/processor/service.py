@@ -72,12 +72,12 @@ async def _learn(frame: Frame[Settings], study: Study, tasks: Mirror, wake: asyn
             behind = await study.advance(tasks.states)
             frame.health.clear("storage")
         except Conflict:
-            log.warning("processor.reloads", reason="its checkpoint was written by somebody else")
-            await study.load(tasks.states)
+            log.warning("processor.reloads", reason="its checkpoint or a task was written by somebody else")
+            study.doubt()
             continue
         except Transient as error:
             frame.health.degrade("storage", f"storage does not answer: {error}")
-            await study.load_later()
+            study.doubt()
             await asyncio.sleep(_RETRY_S)
             continue
         if not behind:

@@ -9,7 +9,7 @@ write over the first.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ import msgspec
 from optimizer.bus.storage import Storage
 from optimizer.decision.learner import Learner
 from optimizer.decision.policy import Snapshot
-from optimizer.decision.ticket import unseal
+from optimizer.decision.ticket import Ticket, unseal
 from optimizer.errors import Conflict, Invalid, Problem
 from optimizer.messages import Entry, State
 from optimizer.model import Event, SystemEvent, Task, new_id
@@ -61,6 +61,7 @@ class Study:
         self._revision = 0
         self._fresh = False
         self._published = 0
+        self._unlearned = 0
         self.touched: set[str] = set()
 
     async def load(self, tasks: Mapping[str, State]) -> None:
@@ -83,14 +84,20 @@ class Study:
             snapshot = msgspec.msgpack.decode(state.body, type=Snapshot)
             self._told[snapshot.task] = snapshot
         self.touched.update(key.partition("/")[2] for key in tasks)
+        self.touched.update(await self._deleted(self._learners.keys() - self.touched))
         self._count_from_here()
         self._fresh = True
 
-    async def load_later(self) -> None:
+    def doubt(self) -> None:
         """
-        The commit's outcome is unknown: the next pass begins by reading.
+        What is committed is unknown: the next pass begins by reading.
         """
         self._fresh = False
+
+    async def _deleted(self, names: Set[str]) -> set[str]:
+        keys = [f"task/{name}" for name in names]
+        found = await self._storage.get(keys) if keys else {}
+        return {name for name in names if f"task/{name}" not in found}
 
     async def _policies(self) -> dict[str, State]:
         found: dict[str, State] = {}
@@ -113,15 +120,16 @@ class Study:
         page = await self._storage.read("journal", self._checkpoint.offset, _PAGE)
         dirty = self._follow_tasks(tasks)
         observed: dict[str, Task] = {}
-        for entry in page.entries:
-            name = self._learn(entry, tasks, observed)
-            if name:
+        reports = [(entry, *self._attributed(entry)) for entry in page.entries]
+        tasks = await self._complete(tasks, {name for _, _, _, name in reports})
+        for entry, event, ticket, name in reports:
+            if self._learn(event, ticket, entry.opens, name, tasks, observed):
                 dirty.add(name)
         offset = page.entries[-1].offset if page.entries else self._checkpoint.offset
         self._metrics.journal_lag_events.labels("processor").set(page.last_offset - offset)
         if dirty or page.entries:
             self._fresh = False
-            await self._commit(dirty, observed, Checkpoint(offset, self._checkpoint.events + len(page.entries)), tasks)
+            await self._commit(dirty, observed, Checkpoint(offset, self._checkpoint.events + len(page.entries)))
             self._fresh = True
         return offset < page.last_offset
 
@@ -145,36 +153,51 @@ class Study:
         self.touched.clear()
         return dirty
 
-    def _learn(self, entry: Entry, tasks: Mapping[str, State], observed: dict[str, Task]) -> str:
+    def _attributed(self, entry: Entry) -> tuple[Event, Ticket | None, str]:
         event = _event.decode(entry.body)
-        ticket = None
-        if event.selection_id:
-            try:
-                ticket = unseal(self._frame.secret, event.selection_id)
-            except Invalid:
-                log.warning(
-                    "event.ticket_unreadable", event_id=event.id
-                )  # checked at the door: the key has changed since
-        name = ticket.task if ticket else event.task
+        if not event.selection_id:
+            return event, None, event.task
+        try:
+            ticket = unseal(self._frame.secret, event.selection_id)
+        except Invalid:  # checked at the door: the key has changed since
+            log.warning("event.ticket_unreadable", event_id=event.id)
+            return event, None, event.task
+        return event, ticket, ticket.task
+
+    async def _complete(self, tasks: Mapping[str, State], names: Set[str]) -> Mapping[str, State]:
+        """
+        A task is declared before it is selected on, and selected on before its events come; but the word of the
+        declaration may still be on its way here.
+        """
+        unknown = [f"task/{name}" for name in names - self._learners.keys() if name and f"task/{name}" not in tasks]
+        return {**tasks, **await self._storage.get(unknown)} if unknown else tasks
+
+    def _learn(
+        self,
+        event: Event,
+        ticket: Ticket | None,
+        opens: bool,
+        name: str,
+        tasks: Mapping[str, State],
+        observed: dict[str, Task],
+    ) -> bool:
         learner = self._learners.get(name)
         if learner is None:
-            if not name or len(self._learners) >= self._frame.settings.max_tasks:
-                self._frame.health.metadata["events_unlearned"] = str(
-                    int(self._frame.health.metadata.get("events_unlearned", "0")) + 1
-                )
-                return ""
-            task = Task(task=name, service=event.service, observed=True, created_at=event.time)
-            if f"task/{name}" in tasks:
-                task = msgspec.msgpack.decode(tasks[f"task/{name}"].body, type=Task)
+            declared = tasks.get(f"task/{name}")
+            deleted = ticket is not None and declared is None
+            if not name or deleted or len(self._learners) >= self._frame.settings.max_tasks:
+                self._unlearned += 1
+                self._frame.health.metadata["events_unlearned"] = str(self._unlearned)
+                return False
+            if declared is not None:
+                task = msgspec.msgpack.decode(declared.body, type=Task)
             else:
-                observed[name] = task
+                task = observed[name] = Task(task=name, service=event.service, observed=True, created_at=event.time)
             learner = self._learners[name] = Learner.create(task, self._frame.settings.seed)
-        learner.update(event, entry.opens, ticket)
-        return name
+        learner.update(event, opens, ticket)
+        return True
 
-    async def _commit(
-        self, dirty: set[str], observed: dict[str, Task], checkpoint: Checkpoint, tasks: Mapping[str, State]
-    ) -> None:
+    async def _commit(self, dirty: set[str], observed: dict[str, Task], checkpoint: Checkpoint) -> None:
         puts: dict[str, bytes] = {CHECKPOINT: _pack(checkpoint)}
         expect = {CHECKPOINT: self._revision}
         deletes: list[str] = []
