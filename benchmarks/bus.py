@@ -1,23 +1,31 @@
 """
-The bus against a bare ZeroMQ pair over ipc, both on the loop's descriptor of one process, in one run.
+The bus against a bare ZeroMQ pair over ipc, both on the loop's descriptor, from one process to another, in one run.
+
+The bare pair sends the bytes and nothing else: no request has a name, a deadline or a type, and nothing is decoded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 from benchmarks import Row
 from optimizer.bus.link import Bus
-from optimizer.messages import Append, Appended, Inspect, Message, Record, StorageReport
+from optimizer.messages import Append, Appended, Inspect, Message, Record, StorageReport, encode
 
-_ROUNDS = 2000
-_BATCHES = 300
+_ROUNDS = 4000
+_BATCHES = 4000
 _EVENTS = 100  # a batch, as the collector sends
+_WINDOW = 32  # batches under way at once
+_BATCH = Append(records=[Record(f"event-{i}", "", b"x" * 300) for i in range(_EVENTS)])
 
 
 async def _answer(message: Message) -> Message:
@@ -26,86 +34,128 @@ async def _answer(message: Message) -> Message:
     return StorageReport(journal_offset=0, system_offset=0, revision=0, used_bytes=0, map_bytes=0)
 
 
-async def _ours(folder: Path) -> tuple[float, float]:
-    batch = Append(records=[Record(f"event-{i}", "", b"x" * 300) for i in range(_EVENTS)])
-    async with Bus(folder, "server") as serving, Bus(folder, "client") as asking:
-        serving.serve(_answer)
-        client = asking.client("server")
+async def _serve_ours(folder: Path) -> None:
+    async with Bus(folder, "server") as bus:
+        bus.serve(_answer)
+        await asyncio.Event().wait()
+
+
+async def _ask_ours(folder: Path) -> tuple[float, float]:
+    async with Bus(folder, "client") as bus:
+        client = bus.client("server")
         await client.request(Inspect(), 5)
-        began = time.perf_counter()
-        for _ in range(_ROUNDS):
-            await client.request(Inspect(), 5)
-        rounds = _ROUNDS / (time.perf_counter() - began)
-        began = time.perf_counter()
-        await asyncio.gather(*(client.request(batch, 30) for _ in range(_BATCHES)))
-        return rounds, _BATCHES * _EVENTS / (time.perf_counter() - began)
+
+        async def rounds() -> None:
+            for _ in range(_ROUNDS):
+                await client.request(Inspect(), 5)
+
+        async def sender() -> None:
+            for _ in range(_BATCHES // _WINDOW):
+                await client.request(_BATCH, 30)
+
+        async def batches() -> None:
+            await asyncio.gather(*(sender() for _ in range(_WINDOW)))
+
+        return _ROUNDS / await _timed(rounds), _BATCHES * _EVENTS / await _timed(batches)
+
+
+async def _timed(work: Callable[[], Awaitable[None]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
 
 
 class _Bare:
     """
-    One end of a pair, read on the loop's descriptor.
+    One end of a pair, read on the loop's descriptor: the server echoes, the client keeps `_WINDOW` messages under way.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], echo: bytes | None) -> None:
-        self.socket, self._echo = socket, echo
-        self.answers = 0
-        self.wanted = 0
-        self.done = asyncio.get_running_loop().create_future()
+        self._socket, self._echo = socket, echo
+        self._data, self._unsent, self._unanswered = b"", 0, 0
+        self._done = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(socket.fileno(), self.drain)
+        self.drain()
 
     def drain(self) -> None:
         while True:
             try:
-                self.socket.recv(zmq.NOBLOCK)
+                self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             if self._echo is not None:
-                self.socket.send(self._echo)
-            self.answers += 1
-            if self.answers == self.wanted:
-                self.done.set_result(None)
+                self._socket.send(self._echo)
+                continue
+            if self._unsent:
+                self._unsent -= 1
+                self._socket.send(self._data)
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._done.set_result(None)
 
-    async def exchange(self, data: bytes, count: int) -> None:
-        self.answers, self.wanted = 0, count
-        self.done = asyncio.get_running_loop().create_future()
-        for _ in range(count):
-            self.socket.send(data)
+    async def exchange(self, data: bytes, count: int, window: int) -> None:
+        self._data, self._unsent, self._unanswered = data, count - window, count
+        self._done = asyncio.get_running_loop().create_future()
+        for _ in range(window):
+            self._socket.send(data)
         self.drain()
-        await self.done
+        await self._done
 
 
-async def _bare(folder: Path) -> tuple[float, float]:
+async def _serve_bare(folder: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    loop = asyncio.get_running_loop()
-    one, two = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    socket = context.socket(zmq.PAIR)
+    socket.bind(f"ipc://{folder}/bare")
+    _Bare(socket, b"x" * 24)
+    await asyncio.Event().wait()
+
+
+async def _ask_bare(folder: Path) -> tuple[float, float]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PAIR)
     try:
-        one.bind(f"ipc://{folder}/bare")
-        two.connect(f"ipc://{folder}/bare")
-        server, client = _Bare(one, b"ok"), _Bare(two, None)
-        poke = loop.call_later(0, server.drain)
-        await client.exchange(b"x", 1)
-        began = time.perf_counter()
-        for _ in range(_ROUNDS):
-            await client.exchange(b"x" * 40, 1)
-        rounds = _ROUNDS / (time.perf_counter() - began)
-        data = b"x" * (_EVENTS * 315)
-        began = time.perf_counter()
-        await client.exchange(data, _BATCHES)
-        poke.cancel()
-        return rounds, _BATCHES * _EVENTS / (time.perf_counter() - began)
+        socket.connect(f"ipc://{folder}/bare")
+        client = _Bare(socket, None)
+        await client.exchange(b"x", 1, 1)
+
+        async def rounds() -> None:
+            for _ in range(_ROUNDS):
+                await client.exchange(encode(Inspect()), 1, 1)
+
+        async def batches() -> None:
+            await client.exchange(encode(_BATCH), _BATCHES, _WINDOW)
+
+        return _ROUNDS / await _timed(rounds), _BATCHES * _EVENTS / await _timed(batches)
     finally:
-        for socket in (one, two):
-            loop.remove_reader(socket.fileno())
+        asyncio.get_running_loop().remove_reader(socket.fileno())
         context.destroy(0)
+
+
+@contextmanager
+def _served(serve: Callable[[Path], Coroutine[Any, Any, None]], folder: Path) -> Iterator[None]:
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(serve, folder), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(serve: Callable[[Path], Coroutine[Any, Any, None]], folder: Path) -> None:
+    asyncio.run(serve(folder))
 
 
 def main() -> list[Row]:
     """
     Round trips and batched throughput.
     """
-    with tempfile.TemporaryDirectory(prefix="llmo-") as folder:
-        floor_rounds, floor_events = asyncio.run(asyncio.wait_for(_bare(Path(folder)), 60))
-        rounds, events = asyncio.run(asyncio.wait_for(_ours(Path(folder)), 60))
+    with tempfile.TemporaryDirectory(prefix="llmo-") as name:
+        folder = Path(name)
+        with _served(_serve_bare, folder):
+            floor_rounds, floor_events = asyncio.run(asyncio.wait_for(_ask_bare(folder), 60))
+        with _served(_serve_ours, folder):
+            rounds, events = asyncio.run(asyncio.wait_for(_ask_ours(folder), 60))
     return [
         Row("bus round trip", "1/s", floor_rounds, rounds, rounds / floor_rounds, ">= 0.6"),
         Row("bus throughput, batches of 100", "events/s", floor_events, events, events / floor_events, ">= 0.6"),
