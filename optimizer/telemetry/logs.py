@@ -25,23 +25,42 @@ _LINE_BYTES: Final = 4095  # PIPE_BUF less the newline
 _LEVELS: Final = {"trace": "TRACE", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
-def configure(level: str, json: bool, service: str) -> None:
+class _Sink:
     """
-    Send lines of `level` (trace, debug, info, warn, error) and above to stderr, as text or one JSON object each.
+    Where lines go; its name and form may change without loguru making its handler anew.
     """
-    log.remove()
-    log.configure(extra={}, patcher=None)
 
-    def write(message: Any) -> None:
+    level = ""
+    json = False
+    service = ""
+
+    def __call__(self, message: Any) -> None:
         record = message.record
-        line = _json_line(record, service) if json else _text_line(record, service)
+        line = _json_line(record, self.service) if self.json else _text_line(record, self.service)
         data = line.encode("utf-8", "backslashreplace")
         sys.stderr.buffer.write(data[:_LINE_BYTES] + b"\n")
         sys.stderr.buffer.flush()
 
+
+_sink: Final = _Sink()
+
+
+def configure(level: str, json: bool, service: str) -> None:
+    """
+    Send lines of `level` (trace, debug, info, warn, error) and above to stderr, as text or one JSON object each.
+
+    A forked service goes on with the parent's handler under its own name: a new one would touch, and so copy, a good megabyte
+    of what the processes share.
+    """
+    _sink.json, _sink.service = json, service
+    if level == _sink.level:
+        return
+    log.remove()
+    log.configure(extra={}, patcher=None)
     log.add(
-        write, level=_LEVELS[level], format="{message}", enqueue=False, catch=False, backtrace=False, diagnose=False
+        _sink, level=_LEVELS[level], format="{message}", enqueue=False, catch=False, backtrace=False, diagnose=False
     )
+    _sink.level = level
 
 
 def _fields(record: Record, service: str) -> dict[str, Any]:

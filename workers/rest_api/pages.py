@@ -54,7 +54,7 @@ class Pages:
     def __init__(self, frame: Frame[Settings]) -> None:
         self._frame = frame
         self._html = Path(__file__).with_name("docs.html").read_bytes()
-        self._document = _encode(openapi(self.routes()))
+        self._document = b""
 
     def routes(self) -> tuple[Route, ...]:
         """
@@ -104,6 +104,8 @@ class Pages:
         return web.Response(body=body, headers={"Content-Type": media})
 
     async def _openapi(self, _: Call) -> web.Response:
+        if not self._document:  # made for the first who asks: it costs more time and memory than the whole start
+            self._document = _encode(openapi(self.routes()))
         return web.Response(body=self._document, headers={"Content-Type": "application/json"})
 
     async def _docs(self, _: Call) -> web.Response:
