@@ -6,7 +6,9 @@ follows no redirect, uses no proxy of the environment, keeps no cookie, and does
 from __future__ import annotations
 
 import errno
+import functools
 import socket
+import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -40,7 +42,9 @@ class Sender:
         self._clock = clock
         # The socket factory sees the very address that is connected to: a name that resolves to another one the
         # second time, or an address written as a number, does not get around it.
-        connector = aiohttp.TCPConnector(limit=1, socket_factory=None if allow_private else _public_socket)
+        connector = aiohttp.TCPConnector(
+            limit=1, ssl=_trust(), socket_factory=None if allow_private else _public_socket
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -72,6 +76,14 @@ class Sender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """
+    Whom we trust, read when this process begins to deliver: aiohttp's own is as old as the daemon.
+    """
+    return ssl.create_default_context()
 
 
 def _public_socket(info: tuple[Any, ...]) -> socket.socket:
