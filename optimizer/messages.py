@@ -15,6 +15,7 @@ import msgspec
 from optimizer.model import SystemEvent
 
 VERSION: Final = 1
+SCAN_BYTES: Final = 4 * 1024 * 1024  # of values in one answer to Scan, about; one more value is there in any case
 
 Log = Literal["journal", "system"]
 
@@ -128,7 +129,7 @@ class Get(Message, frozen=True):
 
 class Scan(Message, frozen=True):
     """
-    Values of all keys that begin with `prefix` and sort after `after`, in order. Answer: States.
+    Values of all keys that begin with `prefix` and sort after `after`, in order, about SCAN_BYTES of them. Answer: States.
     """
 
     prefix: str
@@ -138,7 +139,7 @@ class Scan(Message, frozen=True):
 
 class States(Message, frozen=True):
     """
-    `revision`: the newest commit of the whole state when it was read; `more`: a scan stopped at its limit.
+    `revision`: the newest commit of the whole state when it was read; `more`: a scan stopped before the end.
     """
 
     states: dict[str, State]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optimizer.errors import Conflict, Problem
 from optimizer.messages import (
+    SCAN_BYTES,
     Appended,
     Changed,
     Entry,
@@ -100,9 +101,14 @@ class MemoryStorage:
         return {key: self.states[key] for key in keys if key in self.states}
 
     async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> States:
-        keys = sorted(key for key in self.states if key.startswith(prefix) and key > after)
-        found = {key: self.states[key] for key in keys[:limit]}
-        return States(states=found, revision=self.revision, more=len(keys) > limit)
+        found: dict[str, State] = {}
+        size = 0
+        for key in sorted(key for key in self.states if key.startswith(prefix) and key > after):
+            if len(found) == limit or size >= SCAN_BYTES:
+                return States(states=found, revision=self.revision, more=True)
+            found[key] = self.states[key]
+            size += len(found[key].body)
+        return States(states=found, revision=self.revision)
 
     async def inspect(self) -> StorageReport:
         return StorageReport(

@@ -71,7 +71,7 @@ class Storage(Protocol):
 
     async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> States:
         """
-        Values of keys under a prefix, in the order of keys.
+        Values of keys under a prefix, in the order of keys, about SCAN_BYTES of them; `more` says whether there are others.
         """
 
     async def inspect(self) -> StorageReport:

@@ -11,7 +11,7 @@ from optimizer.bus.link import Bus
 from optimizer.bus.memory import MemoryStorage
 from optimizer.bus.storage import RemoteStorage, Storage
 from optimizer.errors import Conflict, Permanent, Rejected, Transient
-from optimizer.messages import Commit, Inspect, Message, Record, StorageReport
+from optimizer.messages import SCAN_BYTES, Commit, Inspect, Message, Record, StorageReport
 from workers.storage.lake import Lake
 from workers.storage.writer import Writer
 
@@ -86,6 +86,19 @@ async def test_keys_are_scanned_in_order_and_pages(storage: Storage) -> None:
     rest = await storage.scan("task/", after="task/03")
     assert (list(rest.states), rest.more) == (["task/04", "task/05", "task/06"], False)
     assert (await storage.get(["x" * 900]))["x" * 900].body == b"long"
+
+
+async def test_a_page_of_large_values_ends_early(storage: Storage) -> None:
+    for i in range(8):
+        await storage.commit({f"learn/{i}": bytes(SCAN_BYTES // 4 + 1)})
+    pages, after = [], ""
+    while True:
+        page = await storage.scan("learn/", after)
+        pages.append(list(page.states))
+        if not page.more:
+            break
+        after = pages[-1][-1]
+    assert pages == [[f"learn/{i}" for i in range(4)], [f"learn/{i}" for i in range(4, 8)]]
 
 
 def test_the_map_grows_without_a_loss(tmp_path: Path) -> None:

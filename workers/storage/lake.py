@@ -21,7 +21,7 @@ import lmdb
 import msgspec
 
 from optimizer.errors import Conflict, Problem, Rejected
-from optimizer.messages import Appended, Commit, Entry, Log, Page, Record, State, States, StorageReport
+from optimizer.messages import SCAN_BYTES, Appended, Commit, Entry, Log, Page, Record, State, States, StorageReport
 
 T = TypeVar("T")
 
@@ -204,6 +204,7 @@ class Lake:
         Values under a prefix, in the order of keys.
         """
         states: dict[str, State] = {}
+        size = 0
         with self._reading() as txn:
             cursor = txn.cursor(db=self._db["state"])
             start = max(_state_key(prefix), _state_key(after))
@@ -211,10 +212,11 @@ class Lake:
             while found and cursor.key().startswith(_state_key(prefix)):
                 key, revision, body = _STATE.decode(cursor.value())
                 if key != after:
-                    if len(states) == limit:
+                    if len(states) == limit or size >= SCAN_BYTES:
                         more = True
                         break
                     states[key] = State(revision, body)
+                    size += len(body)
                 found = cursor.next()
             return States(states=states, revision=self._revision(txn), more=more)
 
