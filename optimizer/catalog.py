@@ -31,12 +31,16 @@ class Listener:
 class Service:
     """
     One worker process. `module` has `async def serve(frame)`; `section` is its table in the configuration.
+
+    `overlaps`: two of its processes may serve beside each other, so a planned restart has no gap and there may be several
+    instances. The others own something alone (a store, a checkpoint, an outbox).
     """
 
     name: str
     needs: tuple[str, ...] = ()
     listeners: tuple[Listener, ...] = ()
     section: str = ""
+    overlaps: bool = False
 
     @property
     def module(self) -> str:
@@ -48,11 +52,15 @@ SERVICES: Final[tuple[Service, ...]] = (
     Service("collector", section="collector", listeners=(Listener("otlp_http", "collector", "otlp_http_port"),)),
     Service("integrations", section="integrations"),
     Service("processor", ("collector", "storage"), section="processor"),
-    Service("rest_api", ("processor", "storage"), (Listener("http", "rest_api", "port"),), section="rest_api"),
+    Service("rest_api", ("processor", "storage"), (Listener("http", "rest_api", "port"),), "rest_api", overlaps=True),
     Service(
-        "grpc_api", ("processor", "storage"), (Listener("grpc", "grpc_api", "port", "reserve"),), section="grpc_api"
+        "grpc_api",
+        ("processor", "storage"),
+        (Listener("grpc", "grpc_api", "port", "reserve"),),
+        "grpc_api",
+        overlaps=True,
     ),
-    Service("metrics", listeners=(Listener("http", "observability", "metrics_port"),), section="observability"),
+    Service("metrics", (), (Listener("http", "observability", "metrics_port"),), "observability", overlaps=True),
 )
 
 # section of the configuration -> module with a dataclass `Settings`

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from optimizer import __version__
 from optimizer.errors import EXIT_CONFIGURATION, EXIT_TEMPORARY, Invalid, Permanent, Problem, Transient
+
+if TYPE_CHECKING:
+    from optimizer.config.tree import Config
 
 LEVELS = ["trace", "debug", "info", "warn", "error"]
 
@@ -41,9 +44,14 @@ def main(
         overrides["observability.log_level"] = log_level
     if json_logs:
         overrides["observability.json_logging"] = True
-    try:
+
+    def read() -> Config:
         config = load(path, overrides=overrides)
         _check_tasks(config.tasks)
+        return config
+
+    try:
+        config = read()
     except Invalid as error:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
@@ -56,7 +64,7 @@ def main(
     from optimizer.supervisor.daemon import run
 
     try:
-        sys.exit(run(config))
+        sys.exit(run(config, read))
     except (Permanent, Transient) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_CONFIGURATION if isinstance(error, Permanent) else EXIT_TEMPORARY)

@@ -33,14 +33,27 @@ def status_document(fleet: Fleet, now: float) -> dict[str, Any]:
     document = health_document(fleet, now)
     for name, view in fleet.services.items():
         document["services"][name] |= {
+            "wanted": view.wanted,
             "pid": view.pid,
+            "incarnation": view.incarnation,
             "restarts": sum(view.restarts.values()),
+            "restarts_by_reason": view.restarts,
             "uptime_secs": int(now - view.ready_at) if view.ready_at is not None else 0,
+            "start_secs": view.start_secs,
+            "heartbeat_age_secs": None if view.heartbeat_at is None else round(max(0.0, now - view.heartbeat_at), 3),
             "last_exit": view.last_exit,
             "next_retry_secs": None if view.next_retry_at is None else round(max(0.0, view.next_retry_at - now), 3),
+            "circuit": view.circuit,
             "cpu_percent": view.cpu_percent,
             "memory_bytes": view.memory_bytes,
+            "fds": view.fds,
+            "threads": view.threads,
             "ports": view.ports,
+            "needs": list(view.needs),
+            "slots": {
+                slot: {"state": one.state, "pid": one.pid, "incarnation": one.incarnation, "leaving": one.leaving}
+                for slot, one in view.slots.items()
+            },
         }
     return document
 
@@ -54,11 +67,9 @@ def http_status(document: dict[str, Any]) -> int:
 
 def all_ready(fleet: Fleet | None) -> bool:
     """
-    Whether every service that is to run has become ready and is alive.
+    Whether the start is over and the daemon can do its work; a service that has failed since does not change that.
     """
-    return fleet is not None and all(
-        view.state in ("Running", "Degraded", "Disabled") for view in fleet.services.values()
-    )
+    return fleet is not None and fleet.started and fleet.status != "unhealthy"
 
 
 def _health(view: ServiceView) -> dict[str, Any]:

@@ -273,40 +273,85 @@ class Stop(Message, frozen=True):
     budget_s: float
 
 
+class Tune(Message, frozen=True):
+    """
+    Settings that change in the running process. None: as it is.
+    """
+
+    log_level: str | None = None
+    json_logging: bool | None = None
+    beat_s: float | None = None
+
+
+class SlotView(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One instance of a service. `leaving`: pids that a successor has replaced and that finish what they have in hand.
+    """
+
+    state: str
+    pid: int | None
+    incarnation: int
+    leaving: list[int] = []
+
+
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     """
     A service as the parent sees it. Times are CLOCK_MONOTONIC seconds, the same in every process.
+
+    Args:
+        wanted: neither disabled nor stopped by an operator.
+        restarts: since the daemon's start, by the reason of the end before. `entered`: transitions by their new state.
+        start_secs: from the newest fork to ready. `heartbeat_at`: the newest sign of life of the work loop.
+        circuit: closed; open: given up, but for a try now and then; half_open: in such a try.
+        memory_bytes: PSS where it can be read, else RSS, of all its processes.
+        slots: its instances by name.
     """
 
     state: str
     healthy: bool
+    wanted: bool = True
     consecutive_failures: int = 0
     message: str | None = None
     metadata: dict[str, str] = {}
     pid: int | None = None
     incarnation: int = 0
     restarts: dict[str, int] = {}
+    entered: dict[str, int] = {}
     started_at: float | None = None
     ready_at: float | None = None
+    start_secs: float | None = None
+    heartbeat_at: float | None = None
     last_exit: str | None = None
     next_retry_at: float | None = None
+    circuit: Literal["closed", "open", "half_open"] = "closed"
     cpu_percent: float = 0.0
     memory_bytes: int = 0
+    fds: int = 0
+    threads: int = 0
     ports: dict[str, int] = {}
     needs: tuple[str, ...] = ()
+    slots: dict[str, SlotView] = {}
 
 
 class Fleet(Message, frozen=True):
     """
     All services as the parent sees them: the source of /health, `status` and the supervisor's metrics.
 
-    `started_at`: CLOCK_MONOTONIC of the daemon's start. Sent on every change and every few seconds.
+    Sent on every change and every few seconds.
+
+    Args:
+        started: every wanted service has been started, or given up, once; stays so.
+        started_at: CLOCK_MONOTONIC of the daemon's start.
+        loop_lag_secs: by how much the parent's loop woke too late, the worst of late.
+        reloads: by result: applied, rejected, rolled_back.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
     started_at: float
     services: dict[str, ServiceView]
-    metrics: dict[str, float] = {}
+    started: bool = True
+    loop_lag_secs: float = 0.0
+    reloads: dict[str, int] = {}
 
 
 class SystemEvents(Message, frozen=True):
@@ -318,7 +363,7 @@ class SystemEvents(Message, frozen=True):
     events: list[SystemEvent]
 
 
-Control = Ready | Heartbeat | SystemStored | Stop | Fleet | SystemEvents
+Control = Ready | Heartbeat | SystemStored | Stop | Tune | Fleet | SystemEvents
 Bus = (
     Append | Appended | Read | Page | Commit | Committed | Get | Scan | States | Inspect | StorageReport
     | Changed | Grown | Pulse | Submit | Submitted | Failure

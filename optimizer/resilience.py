@@ -59,15 +59,22 @@ class RestartPolicy:
             Seconds until the next start, and whether the circuit is open (attempts used up).
         """
         self.deaths.append(now)
-        recent = sum(now - at <= 10 * self.stable_after_s for at in self.deaths)
-        if ready_for_s >= self.stable_after_s and recent <= self.attempts:
-            self.in_a_row = 0
+        self.survived(now, ready_for_s)
         self.in_a_row += 1
         if self.in_a_row > self.attempts:
             return self.longest_s, True
         if self.in_a_row == 1:
             return 0.0, False
         return backoff(self.in_a_row - 1, self.base_s, self.longest_s, self.jitter, rng), False
+
+    def survived(self, now: float, ready_for_s: float) -> None:
+        """
+        The service has been ready for so long without an end: a stable run clears the row, unless deaths are too many lately.
+        """
+        if self.in_a_row and ready_for_s >= self.stable_after_s:
+            recent = sum(now - at <= 10 * self.stable_after_s for at in self.deaths)
+            if recent <= self.attempts:
+                self.in_a_row = 0
 
     def clear(self) -> None:
         """

@@ -54,6 +54,7 @@ class Option:
         doc: what it means, with unit and range; becomes the comment in the printed configuration.
         reload: `live`: applied in the running process; `restart`: its service restarts; `fixed`: the daemon
             restarts.
+        also: further services that read it, and restart with it.
         minimum, maximum: inclusive bounds of a number.
         choices: allowed strings.
         alias_of: the key whose older name this is (accepted, with a warning).
@@ -63,6 +64,7 @@ class Option:
 
     doc: str
     reload: Reload = "restart"
+    also: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()

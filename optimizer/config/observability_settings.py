@@ -20,7 +20,7 @@ class Settings:
     )
     json_logging: bool = option(False, "One JSON object a line instead of text.", reload="fixed")
     metrics_port: int = option(
-        9090, "TCP port of the Prometheus endpoint; 0 takes any free one.", reload="fixed", minimum=0, maximum=65535
+        9090, "TCP port of the Prometheus endpoint; 0 takes any free one.", reload="restart", minimum=0, maximum=65535
     )
     otel_endpoint: str = option(
         "",

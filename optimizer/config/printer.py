@@ -12,6 +12,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 from optimizer.catalog import SECTIONS
 from optimizer.config.fields import Duration, Option, Secret
 from optimizer.config.loader import settings_class
+from optimizer.config.tree import Config
 
 _HEAD: Final = """\
 # The configuration of llm-optimizer: every key with its default.
@@ -42,6 +43,31 @@ def default_toml() -> str:
     webhook = get_args(get_type_hints(settings_class("integrations"))["webhooks"])[0]
     parts.append(_EXAMPLES.format(webhook="".join(f"# {line}" for line in _plain(webhook))))
     return "".join(parts)
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """
+    Every setting in effect, by section; secrets as stars.
+    """
+    found: dict[str, Any] = {section: _shown(config.section(section)) for section in SECTIONS}
+    found["tasks"] = [dict(task) for task in config.tasks]
+    return found
+
+
+def _shown(value: Any) -> Any:
+    if is_dataclass(value):
+        return {
+            field.name: _shown(getattr(value, field.name))
+            for field in fields(value)
+            if not field.metadata["option"].alias_of
+        }
+    if isinstance(value, Duration):
+        return _duration(value)
+    if isinstance(value, Secret):
+        return str(value) if value.reveal() else ""
+    if isinstance(value, tuple):
+        return [_shown(one) for one in value]
+    return value
 
 
 def _lines(kind: Any) -> list[str]:

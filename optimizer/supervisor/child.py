@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 from optimizer.catalog import Service
 from optimizer.config.tree import Config
 from optimizer.errors import EXIT_CONFIGURATION, EXIT_DONE, EXIT_TEMPORARY, Permanent, Transient
-from optimizer.messages import Fleet, Heartbeat, Message, Ready, Stop, SystemEvents, SystemStored
+from optimizer.messages import Fleet, Heartbeat, Message, Ready, Stop, SystemEvents, SystemStored, Tune
 from optimizer.service import Frame
 from optimizer.supervisor.control import Channel
 from optimizer.telemetry.logs import configure, log
@@ -31,6 +31,13 @@ from optimizer.telemetry.logs import configure, log
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _BEAT_S: Final = 2.0  # longest silence of a healthy child; also how late its metadata may be
+
+
+def beat_interval(health_check_interval_s: float) -> float:
+    """
+    Seconds between two heartbeats: a child speaks at least twice as often as it is expected to.
+    """
+    return min(_BEAT_S, health_check_interval_s / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ class Birth:
     slot: str
     incarnation: int
     config: Config
+    log_level: str
     secret: bytes
     listeners: dict[str, socket.socket]
     control: socket.socket
@@ -68,8 +76,7 @@ def be(birth: Birth) -> NoReturn:
     asyncio.set_event_loop(None)
     faulthandler.enable(sys.stderr)
     _title(birth.slot)
-    observability = birth.config.observability
-    configure(observability.log_level, observability.json_logging, birth.slot)
+    configure(birth.log_level, birth.config.observability.json_logging, birth.slot)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os._exit(_live(birth))
 
@@ -142,8 +149,8 @@ class _Life:
         self._changed = asyncio.Event()
         self._storing: set[asyncio.Task[None]] = set()
         self._stored = 0
-        interval = float(birth.config.service_manager.health_check_interval)
-        self._beat_s = min(_BEAT_S, interval / 2)
+        self._log_level, self._json = birth.log_level, birth.config.observability.json_logging
+        self._beat_s = beat_interval(float(birth.config.service_manager.health_check_interval))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop, float(birth.config.service_manager.shutdown_timeout))
         loop.add_reader(birth.lifeline, self._orphaned)
@@ -167,10 +174,21 @@ class _Life:
             self._stop(message.budget_s)
         elif isinstance(message, Fleet):
             self._frame.fleet = message
+        elif isinstance(message, Tune):
+            self._tune(message)
         elif isinstance(message, SystemEvents) and not self._storing:
             task = asyncio.get_running_loop().create_task(self._store(message))
             self._storing.add(task)
             task.add_done_callback(self._storing.discard)
+
+    def _tune(self, message: Tune) -> None:
+        if message.beat_s is not None:
+            self._beat_s = message.beat_s
+            self._changed.set()
+        if message.log_level is not None or message.json_logging is not None:
+            self._log_level = message.log_level or self._log_level
+            self._json = self._json if message.json_logging is None else message.json_logging
+            configure(self._log_level, self._json, self._frame.slot)
 
     async def _store(self, message: SystemEvents) -> None:
         try:

@@ -10,6 +10,8 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,10 @@ from optimizer.config.tree import Config
 from optimizer.errors import EXIT_DONE, Permanent
 from optimizer.supervisor import sockets, spawn
 from optimizer.supervisor.admin import Admin
+from optimizer.supervisor.commands import READ, Commands, stopped_for_good
+from optimizer.supervisor.notify import Notifier, listen_fds
 from optimizer.supervisor.parent import Supervisor
+from optimizer.supervisor.reloader import Reloader
 from optimizer.telemetry.logs import configure, log
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -26,14 +31,19 @@ SECRET_BYTES: Final = 32
 KEY_FILE: Final = "selection.key"  # in data_dir
 
 
-def run(config: Config) -> int:
+def run(config: Config, read: Callable[[], Config]) -> int:
     """
     Run until stopped; returns the exit code.
+
+    Args:
+        read: the configuration as it is when a reload asks; raises Invalid.
 
     Raises:
         Permanent: another daemon has the folder, an address is taken, or a folder cannot be made.
     """
     configure(config.observability.log_level, config.observability.json_logging, "supervisor")
+    notifier = Notifier.from_environment(os.environ)
+    activated = listen_fds(os.environ)
     for warning in config.warnings:
         log.warning("config.warning", text=warning)
     try:
@@ -43,17 +53,30 @@ def run(config: Config) -> int:
         raise Permanent(f"{error.filename}: {error.strerror}") from error
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     enabled = [service for service in SERVICES if config.enabled(service.section)]
-    listeners = sockets.bind_all(enabled, config)
+    listeners = sockets.bind_all(enabled, config, activated)
     spawn.preload(enabled)
     lifeline = os.pipe()
-    asyncio.run(_run(config, secret, listeners, lifeline))
+    supervisor = partial(
+        Supervisor,
+        SERVICES,
+        config,
+        secret,
+        listeners,
+        lifeline,
+        stopped=stopped_for_good(config.data_dir),
+        notifier=notifier,
+    )
+    asyncio.run(_run(supervisor, read))
     os.close(lock)
     return EXIT_DONE
 
 
-async def _run(config: Config, secret: bytes, listeners: sockets.Bound, lifeline: tuple[int, int]) -> None:
-    supervisor = Supervisor(SERVICES, config, secret, listeners, lifeline)
-    async with Admin(config.runtime_dir, supervisor.command):
+async def _run(make: Callable[[], Supervisor], read: Callable[[], Config]) -> None:
+    supervisor = make()
+    reloader = Reloader(supervisor, read)
+    supervisor.on_hangup = reloader.on_hangup
+    commands = Commands(supervisor, reloader)
+    async with Admin(supervisor.config.runtime_dir, commands.answer, READ):
         await supervisor.run()
 
 

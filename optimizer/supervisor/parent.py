@@ -1,5 +1,9 @@
 """
 The parent: one thread, one loop. Starts services by their needs, keeps them, shows them, stops them in reverse.
+
+It is in no way of data: what it knows it tells its children over the control channels, never over the bus, so that a broken
+bus does not look like dead services. Its own standing still (SIGSTOP, a suspended machine) is noticed by its clock and not
+held against the children.
 """
 
 from __future__ import annotations
@@ -8,30 +12,30 @@ import asyncio
 import os
 import signal
 import socket
-from collections import deque
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from optimizer.catalog import Service, start_levels
 from optimizer.config.tree import Config
-from optimizer.errors import Invalid, NotFound, Transient
-from optimizer.health import health_document, status_document
-from optimizer.messages import Fleet, SystemEvents
-from optimizer.model import SystemEvent, new_id
-from optimizer.resilience import RestartPolicy
+from optimizer.health import health_document
+from optimizer.messages import Fleet, Message, SystemStored, Tune
 from optimizer.supervisor import control, sockets
+from optimizer.supervisor.announcer import Announcer, Severity
 from optimizer.supervisor.child import Birth, be
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
+from optimizer.supervisor.notify import Notifier
+from optimizer.supervisor.resources import OomWatch
 from optimizer.supervisor.spawn import fork
+from optimizer.supervisor.views import overall, service_view
 from optimizer.supervisor.ward import Ending, Ward
 from optimizer.telemetry.logs import log
+from optimizer.telemetry.metrics import forget
 
-CRITICAL: Final = frozenset({"storage"})  # without it nothing can be acknowledged: the daemon is unhealthy
-_TICK_S: Final = 2.0  # how often the fleet is told though nothing changed, and measured
-_EVENTS: Final = 1000  # of the parent, kept until storage has them
-_SENT_TOGETHER: Final = 50
+_TICK_S: Final = 1.0  # longest time between two looks at the deadlines
+_TELL_S: Final = 5.0  # how often the fleet is told though nothing changed, and measured
+_FROZEN_S: Final = 1.0  # the loop was not late but stopped
+_LAG_FADES: Final = 0.9  # a tick; what is shown is the worst of the last minute or so
 
 
 class Supervisor:
@@ -41,6 +45,8 @@ class Supervisor:
     Args:
         listeners: bound sockets by service and listener.
         lifeline: pipe; children watch the read end, only the parent has the write end.
+        stopped: services that an operator has stopped for good.
+        notifier: of the service manager that has started the daemon.
     """
 
     def __init__(
@@ -50,63 +56,102 @@ class Supervisor:
         secret: bytes,
         listeners: sockets.Bound,
         lifeline: tuple[int, int],
+        stopped: Iterable[str] = (),
+        notifier: Notifier | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
+        self.listeners = listeners
+        self.reloads: dict[str, int] = {}
+        self.levels_of_log: dict[str, str] = {}
+        self._services = {service.name: service for service in services}
         self._secret = secret
-        self._listeners = listeners
         self._lifeline = lifeline
+        self._notifier = notifier or Notifier()
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._changed = asyncio.Event()
+        self._turn = asyncio.Event()
         self._stop = asyncio.Event()
-        self._events: deque[SystemEvent] = deque(maxlen=_EVENTS)
-        self._first_number = 1
-        self._told = False
-        self._wards = {service.name: self._ward(service) for service in services}
-        enabled = [service for service in services if config.enabled(service.section)]
-        self._levels = start_levels(enabled)
-        for name, ward in self._wards.items():
-            if not any(name in level for level in self._levels):
-                ward.state = State.DISABLED
+        self._announcer = Announcer(config.service.environment, self._now)
+        self._oom = OomWatch()
+        self._started = False
+        self._news = False  # to be told at the next look
+        self._urgent = True  # to be told at once
+        self._lag_s = 0.0
+        self._told_at = 0.0
+        self._measured_at = 0.0
+        self._fed_at = 0.0
+        self._told_status = ""
+        self._surplus: list[Ward] = []
+        self.on_hangup: Callable[[], None] = lambda: None
+        self.wards: dict[str, list[Ward]] = {service.name: [] for service in services}
+        for service in services:
+            self.resize(service)
+        for name in stopped:
+            for ward in self.wards.get(name, []):
+                ward.unwanted = True
 
-    def _ward(self, service: Service) -> Ward:
-        manager = self._config.service_manager
-        policy = RestartPolicy(
-            attempts=manager.max_restart_attempts,
-            base_s=float(manager.restart_backoff_base),
-            longest_s=float(manager.restart_backoff_max),
-            jitter=manager.restart_jitter,
-            stable_after_s=float(manager.stable_after),
-        )
-        return Ward(
-            service=service,
-            policy=policy,
-            start_timeout_s=manager.start_timeout,
-            heartbeat_s=manager.health_check_interval,
-            failure_threshold=manager.failure_threshold,
-            fork=self._fork,
-            on_change=self._on_change,
-            on_failed=self._on_failed,
-            on_recovered=self._on_recovered,
-            on_stored=self._on_stored,
-            ports=sockets.ports(self._listeners.get(service.name, {})),
-        )
+    # --- wards ---
 
-    def _fork(self, ward: Ward) -> tuple[Any, socket.socket]:
+    def service(self, name: str) -> Service:
+        """
+        A row of the catalogue.
+        """
+        return self._services[name]
+
+    def enabled(self, service: Service) -> bool:
+        """
+        Whether the configuration wants it.
+        """
+        return self.config.enabled(service.section)
+
+    def time(self) -> float:
+        """
+        CLOCK_MONOTONIC seconds.
+        """
+        return self._loop.time()
+
+    def all_wards(self) -> list[Ward]:
+        """
+        Of all services; those that a smaller number of instances made superfluous, while they have processes, too.
+        """
+        self._surplus = [ward for ward in self._surplus if ward.processes()]
+        return [*(ward for wards in self.wards.values() for ward in wards), *self._surplus]
+
+    def resize(self, service: Service) -> tuple[list[Ward], list[Ward]]:
+        """
+        As many wards as the configuration wants; returns the new ones, and those that are too many (the caller stops them).
+        """
+        wanted = int(getattr(self.config.section(service.section), "instances", 1))
+        wards = self.wards[service.name]
+        fresh = [
+            Ward(service, index, self.config.service_manager, self._fork, self) for index in range(len(wards), wanted)
+        ]
+        wards += fresh
+        surplus = wards[wanted:]
+        del wards[wanted:]
+        self._surplus += surplus
+        for ward in fresh:
+            if not self.enabled(service):
+                ward.disable()
+        return fresh, surplus
+
+    def _fork(self, ward: Ward, slot: str, incarnation: int) -> tuple[Any, socket.socket]:
         ours, theirs = control.pair()
         birth = Birth(
             service=ward.service,
-            slot=f"{ward.service.name}-0",
-            incarnation=ward.incarnation,
-            config=self._config,
+            slot=slot,
+            incarnation=incarnation,
+            config=self.config,
+            log_level=self.levels_of_log.get(ward.service.name, self.config.observability.log_level),
             secret=self._secret,
-            listeners=self._listeners.get(ward.service.name, {}),
+            listeners=self.listeners.get(ward.service.name, {}),
             control=theirs,
             lifeline=self._lifeline[0],
             parent_pid=os.getpid(),
         )
         try:
-            process = fork(birth.slot, partial(be, birth))
+            process = fork(slot, partial(be, birth))
         except OSError:
             ours.close()
             raise
@@ -121,77 +166,151 @@ class Supervisor:
         Start everything, keep it until told to stop, stop everything.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal, number)
+            self._loop.add_signal_handler(number, self.shut_down, signal.Signals(number).name)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self.on_hangup())
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_strays)
-        for level in self._levels:
-            for name in level:
-                self._wards[name].happen(Event.BEGIN, "the daemon starts")
+        for ward in self.all_wards():
+            if ward.unwanted:
+                ward.stop(0, "an operator has stopped it for good")
+            else:
+                ward.happen(Event.BEGIN, "the daemon starts")
         await self._tend()
         await self._stop_all()
 
     async def _tend(self) -> None:
+        ticked = self._loop.time()
         while not self._stop.is_set():
             self._changed.clear()
             self._start_the_waiting()
-            self._tell()
-            try:
-                await asyncio.wait_for(self._changed.wait(), _TICK_S)
-            except TimeoutError:
-                for ward in self._wards.values():
-                    ward.measure()
+            now = self._loop.time()
+            quiet_s = now - self._told_at
+            if now - self._measured_at >= _TELL_S:
+                self._measure(now)
+            if self._urgent or quiet_s >= (_TICK_S if self._news else _TELL_S):
+                self._tell(now)
+            tick = self._tick()
+            wake = self._loop.call_later(max(0.0, ticked + tick - now), self._changed.set)
+            await self._changed.wait()
+            wake.cancel()
+            now = self._loop.time()
+            if now >= ticked + tick:
+                self._look(now, now - ticked - tick, tick)
+                ticked = now
+
+    def _tick(self) -> float:
+        manager = self.config.service_manager
+        liveness = float(manager.health_check_interval) * manager.failure_threshold
+        watchdog = self._notifier.watchdog_s or _TICK_S
+        return max(0.05, min(_TICK_S, liveness / 4, float(manager.start_timeout) / 4, watchdog / 2))
+
+    def _look(self, now: float, late_s: float, tick_s: float) -> None:
+        self._lag_s = max(late_s, self._lag_s * _LAG_FADES)
+        if late_s > _FROZEN_S:
+            log.warning("daemon.stood_still", seconds=round(late_s, 3))
+            for ward in self.all_wards():
+                for process in ward.processes():
+                    process.forgive(late_s)
+        for ward in self.all_wards():
+            ward.watch(now)
+        self._reap_strays()
+        if self._notifier.watchdog_s is not None and now - self._fed_at >= self._notifier.watchdog_s - tick_s:
+            self._feed(now)
+
+    def _feed(self, now: float) -> None:
+        """
+        Tell the service manager that the parent is alive, if what it believes of its children holds together.
+        """
+        odd = [
+            ward.name
+            for ward in self.all_wards()
+            if (ward.process is not None) is not (ward.state in (*ALIVE, State.STOPPING))
+        ]
+        if odd:
+            log.error("daemon.unsound", wards=odd)
+            return
+        self._fed_at = now
+        self._notifier.watchdog()
+
+    def _measure(self, now: float) -> None:
+        self._measured_at = now
+        for ward in self.all_wards():
+            for process in ward.processes():
+                process.measure()
 
     def _start_the_waiting(self) -> None:
-        for ward in self._wards.values():
-            if ward.state is State.WAITING and all(self._serves(need) for need in ward.service.needs):
+        for ward in self.all_wards():
+            if ward.state is State.WAITING and not self.lost_needs(ward.service):
                 ward.happen(Event.NEEDS_READY, "all it needs is ready")
-        if not self._told and all(ward.state in (*SERVING, State.DISABLED) for ward in self._wards.values()):
-            self._told = True
+        if not self._started and all(ward.settled or ward.unwanted for ward in self.all_wards()):
+            self._started = True
             took = self._loop.time() - self._started_at
-            log.info("daemon.ready", after_ms=round(took * 1000), ports=self._ports())
+            ports = {name: sockets.ports(bound) for name, bound in self.listeners.items() if bound}
+            log.info("daemon.ready", after_ms=round(took * 1000), ports=ports)
+            self._notifier.ready(self._sentence(self.fleet()))
 
-    def _ports(self) -> dict[str, dict[str, int]]:
-        return {name: ward.ports for name, ward in self._wards.items() if ward.ports}
+    def lost_needs(self, service: Service) -> list[str]:
+        """
+        What a service needs and does not serve now; what is disabled is not missed.
+        """
+        return [
+            need
+            for need in service.needs
+            if not any(ward.state in (*SERVING, State.DISABLED) for ward in self.wards.get(need, []))
+        ]
 
-    def _serves(self, name: str) -> bool:
-        return self._wards[name].state in (*SERVING, State.DISABLED)
-
-    def _on_signal(self, number: int) -> None:
+    def shut_down(self, reason: str) -> None:
+        """
+        End the daemon in order; a second time: at once.
+        """
         if self._stop.is_set():
-            log.warning("daemon.killed", reason=f"a second {signal.Signals(number).name}")
-            for ward in self._wards.values():
-                ward.kill(signal.SIGKILL)
+            log.warning("daemon.killed", reason=f"a second {reason}")
+            for ward in self.all_wards():
+                ward.kill_all()
             return
-        log.info("daemon.stops", reason=signal.Signals(number).name)
+        log.info("daemon.stops", reason=reason)
+        self._notifier.stopping()
         self._stop.set()
         self._changed.set()
 
+    @property
+    def stopping(self) -> bool:
+        """
+        The daemon is on its way to its end.
+        """
+        return self._stop.is_set()
+
     async def _stop_all(self) -> None:
-        budget = float(self._config.service_manager.shutdown_timeout)
-        until = self._loop.time() + budget
-        for left, level in zip(range(len(self._levels), 0, -1), reversed(self._levels), strict=True):
-            share = max(0.5, (until - self._loop.time()) / left if left > 1 else until - self._loop.time())
-            for name in level:
-                self._wards[name].stop(share, again=False, reason="the daemon stops")
-            await self._settled(level, share + 1.0)
+        until = self._loop.time() + float(self.config.service_manager.shutdown_timeout)
+        levels = start_levels(self._services.values())
+        for ward in self._surplus:
+            ward.kill_all()
+        for left, level in zip(range(len(levels), 0, -1), reversed(levels), strict=True):
+            share = max(0.5, (until - self._loop.time()) / left)
+            wards = [ward for name in level for ward in self.wards[name]]
+            for ward in wards:
+                ward.stop(share, "the daemon stops")
+            await self.until(lambda wards=wards: not any(ward.processes() for ward in wards), share + 1.0)  # type: ignore[misc]
         log.info("daemon.stopped", health=health_document(self.fleet(), self._loop.time()))
 
-    async def _settled(self, names: Sequence[str], deadline_s: float) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """
-        Return when none of the services is under way any more, or after the deadline.
+        Wait for something that wards do; False when it has not come within the time.
         """
-        until = self._loop.time() + deadline_s
-        while any(self._wards[name].state in (State.STOPPING, State.STARTING) for name in names):
-            self._changed.clear()
+        deadline = self._loop.time() + timeout_s
+        while not condition():
+            turn = self._turn
             try:
-                await asyncio.wait_for(self._changed.wait(), until - self._loop.time())
+                async with asyncio.timeout_at(deadline):
+                    await turn.wait()
             except TimeoutError:
-                return
+                return condition()
+        return True
 
     def _reap_strays(self) -> None:
         """
         Grandchildren that were orphaned become ours (child subreaper); ours are reaped by their own wards.
         """
-        ours = {ward.pid for ward in self._wards.values()}
+        ours = {process.pid for ward in self.all_wards() for process in ward.processes()}
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -204,112 +323,141 @@ class Supervisor:
 
     # --- what is shown ---
 
-    def _on_change(self, ward: Ward) -> None:
-        self._changed.set()
-
     def fleet(self) -> Fleet:
         """
         All services as they are now.
         """
         now = self._loop.time()
-        views = {name: ward.view(self._serves, now) for name, ward in self._wards.items()}
-        status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-        if not all(view.healthy for view in views.values()):
-            status = "degraded"
-        if any(name in views and views[name].state not in ("Running", "Degraded") for name in CRITICAL):
-            status = "unhealthy"
-        return Fleet(status=status, started_at=self._started_at, services=views)
-
-    def _tell(self) -> None:
-        fleet = self.fleet()
-        for ward in self._wards.values():
-            if ward.state in ALIVE:
-                ward.send(fleet)
-        storage = self._wards.get("storage")
-        if self._events and storage is not None and storage.state in SERVING:
-            storage.send(SystemEvents(first_number=self._first_number, events=list(self._events)[:_SENT_TOGETHER]))
-
-    def _on_failed(self, ward: Ward, ending: Ending, next_retry_s: float | None) -> None:
-        name = ward.service.name
-        self._announce(
-            "service.failed",
-            "critical" if name in CRITICAL else "warning",
-            ward,
-            f"{name} ended unexpectedly ({ending})",
-            reason=ending.reason,
-            exit_code=ending.exit_code,
-            signal=ending.signal,
-            next_retry_secs=None if next_retry_s is None else float(next_retry_s),
-        )
-
-    def _on_recovered(self, ward: Ward) -> None:
-        self._announce("service.recovered", "info", ward, f"{ward.service.name} is ready again", reason="ready")
-
-    def _announce(
-        self, kind: str, severity: Literal["info", "warning", "critical"], ward: Ward, summary: str, **data: Any
-    ) -> None:
-        known = {"reason": None, "exit_code": None, "signal": None, "next_retry_secs": None, **data}
-        if len(self._events) == _EVENTS:
-            self._first_number += 1  # the oldest is pushed out
-            log.error("system_events.lost", reason="storage has not taken the oldest")
-        self._events.append(
-            SystemEvent(
-                id=new_id("evt_"),
-                type=kind,
-                time=datetime.now(UTC),
-                host=socket.gethostname(),
-                environment=self._config.service.environment,
-                severity=severity,
-                subject=ward.service.name,
-                summary=summary,
-                data={
-                    "service": ward.service.name,
-                    "pid": ward.pid or ward.ended_pid,
-                    "incarnation": ward.incarnation,
-                    "restarts": sum(ward.restarts.values()),
-                    **known,
-                },
+        views = {
+            name: service_view(
+                wards, sockets.ports(self.listeners.get(name, {})), self.lost_needs(self._services[name]), now
             )
+            for name, wards in self.wards.items()
+        }
+        return Fleet(
+            status=overall(views, self.config.service_manager.critical),
+            started_at=self._started_at,
+            services=views,
+            started=self._started,
+            loop_lag_secs=round(self._lag_s, 6),
+            reloads=dict(self.reloads),
         )
+
+    def _tell(self, now: float) -> None:
+        self._told_at, self._urgent, self._news = now, False, False
+        fleet = self.fleet()
+        for ward in self.all_wards():
+            ward.send(fleet)
+        unsent = self._announcer.unsent()
+        if unsent is not None:
+            for ward in self.wards.get("storage", []):
+                if ward.state in SERVING:
+                    ward.send(unsent)
+        sentence = self._sentence(fleet)
+        if self._started and sentence != self._told_status:
+            self._told_status = sentence
+            self._notifier.status(sentence)
+
+    def _now(self) -> None:
+        self._urgent = True
         self._changed.set()
 
-    def _on_stored(self, number: int) -> None:
-        while self._events and self._first_number <= number:
-            self._events.popleft()
-            self._first_number += 1
-        if self._events:
-            self._changed.set()
+    @staticmethod
+    def _sentence(fleet: Fleet) -> str:
+        ill = [f"{name} is {view.state}" for name, view in fleet.services.items() if view.wanted and not view.healthy]
+        return ", ".join([fleet.status, *ill])
 
-    # --- commands of the admin socket ---
-
-    async def command(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+    def tune(self, message: Tune, names: Iterable[str]) -> None:
         """
-        Answer one command.
-
-        Raises:
-            Invalid, NotFound: there is no such command or service. Transient: the outcome is not known in time.
+        Change settings in running processes.
         """
-        if name == "status":
-            document = status_document(self.fleet(), self._loop.time())
-            return {**document, "pid": os.getpid(), "data_dir": str(self._config.data_dir)}
-        if name == "restart":
-            return await self._restart(request.get("service"), request.get("timeout_s"))
-        raise Invalid(f"{name!r} is no command; there are status and restart")
-
-    async def _restart(self, wanted: object, timeout_s: object) -> dict[str, Any]:
-        names = (
-            [n for n, w in self._wards.items() if w.state is not State.DISABLED] if wanted == "all" else [str(wanted)]
-        )
-        if unknown := [name for name in names if name not in self._wards]:
-            raise NotFound(f"there is no service {unknown[0]}; there are {', '.join(self._wards)} and all")
-        if disabled := [name for name in names if self._wards[name].state is State.DISABLED]:
-            raise Invalid(f"{disabled[0]} is disabled in the configuration")
-        deadline_s = float(timeout_s) if isinstance(timeout_s, int | float) and 0 < timeout_s <= 3600 else 60.0
         for name in names:
-            self._wards[name].stop(deadline_s / 2, again=True, reason="an operator restarts it")
-        await self._settled(names, deadline_s)
-        if late := [name for name in names if self._wards[name].state not in SERVING]:
-            raise Transient(
-                f"{late[0]} is {self._wards[late[0]].state} after {deadline_s:g} s: {self._wards[late[0]].reason}"
-            )
-        return {"services": {name: self._wards[name].state.value for name in names}}
+            for ward in self.wards[name]:
+                ward.send(message)
+
+    def announce(self, kind: str, severity: Severity, subject: str, summary: str, data: dict[str, Any]) -> None:
+        """
+        A system event of the daemon itself.
+        """
+        self._announcer.announce(kind, severity, subject, summary, data)
+
+    # --- what wards tell (ward.Keeper) ---
+
+    def on_change(self, ward: Ward) -> None:
+        """
+        Everybody is told at once.
+        """
+        self._now()
+        turn, self._turn = self._turn, asyncio.Event()
+        turn.set()
+
+    def on_news(self, ward: Ward) -> None:
+        """
+        Everybody is told at the next look.
+        """
+        self._news = True
+
+    def on_message(self, ward: Ward, message: Message) -> None:
+        """
+        Storage has taken our events.
+        """
+        if isinstance(message, SystemStored):
+            self._announcer.on_stored(message.number)
+
+    def on_ended(self, slot: str) -> None:
+        """
+        Gauges that only a living process may report go with it.
+        """
+        forget(self.config.runtime_dir / "metrics", slot)
+
+    def ran_out_of_memory(self) -> bool:
+        """
+        The kernel says so in our cgroup.
+        """
+        return self._oom.killed() > 0
+
+    def on_failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
+        """
+        Tell the world, through storage.
+        """
+        name = ward.service.name
+        severity: Severity = "critical" if name in self.config.service_manager.critical else "warning"
+        summary = f"{ward.name} ended unexpectedly ({ending})"
+        self._about(ward, "service.failed", severity, summary, ending.reason, pid, ending, next_retry_s)
+
+    def on_opened(self, ward: Ward, next_retry_s: float) -> None:
+        """
+        Tell the world that it is tried only now and then.
+        """
+        summary = f"{ward.name} has ended too often; it is tried again every {next_retry_s:g} s"
+        self._about(ward, "service.circuit_opened", "critical", summary, "circuit", None, None, next_retry_s)
+
+    def on_recovered(self, ward: Ward) -> None:
+        """
+        Tell the world that it serves again.
+        """
+        pid = ward.process.pid if ward.process is not None else None
+        self._about(ward, "service.recovered", "info", f"{ward.name} is ready again", "ready", pid, None, None)
+
+    def _about(
+        self,
+        ward: Ward,
+        kind: str,
+        severity: Severity,
+        summary: str,
+        reason: str,
+        pid: int | None,
+        ending: Ending | None,
+        next_retry_s: float | None,
+    ) -> None:
+        data = {
+            "service": ward.service.name,
+            "pid": pid,
+            "incarnation": ward.incarnation,
+            "reason": reason,
+            "exit_code": ending.exit_code if ending is not None else None,
+            "signal": ending.signal if ending is not None else None,
+            "restarts": ward.restarts.total(),
+            "next_retry_secs": None if next_retry_s is None else float(next_retry_s),
+        }
+        self.announce(kind, severity, ward.service.name, summary, data)

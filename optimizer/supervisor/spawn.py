@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ def preload(services: Iterable[Service]) -> None:
     """
     Import the modules of the services that are to run, and freeze what that made: no collection in a child touches it.
     """
+    missing = [service.module for service in services if service.module not in sys.modules]
+    if not missing:
+        return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library would make threads when it is loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gc.disable()
-    for service in services:
-        importlib.import_module(service.module)
+    for module in missing:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -1,132 +1,329 @@
 """
-One service in the parent's care: its state, its process, and what is known of it. Decides by the table, acts by the parent.
+One slot of a service in the parent's care: its state and its processes. Decides by the table, acts by the process.
+
+Usually one process; two while a planned restart makes a successor ready, or while the one that was replaced finishes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
+import string
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
-
-import psutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol
 
 from optimizer.catalog import Service
-from optimizer.errors import EXIT_CONFIGURATION
-from optimizer.messages import Heartbeat, Message, Ready, ServiceView, Stop, SystemStored
+from optimizer.config.service_manager_settings import Settings
+from optimizer.errors import EXIT_CONFIGURATION, EXIT_TEMPORARY
+from optimizer.messages import Heartbeat, Message, Ready
 from optimizer.resilience import RestartPolicy
-from optimizer.supervisor.control import Channel
-from optimizer.supervisor.lifecycle import ALIVE, SERVING, TABLE, Effect, Event, State
+from optimizer.supervisor.lifecycle import ALIVE, SERVING, SETTLED, TABLE, Effect, Event, State
+from optimizer.supervisor.process import Process
 from optimizer.telemetry.logs import log
 
-_KILL_RESERVE_S: Final = 1.0  # of a stop's budget, for ending those that did not obey
+COMMANDED: Final = "commanded"  # why a process ended, or began: somebody said so
+_TRANSITIONS: Final = 200  # kept and shown by `status SERVICE`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """
-    How a process ended. `reason`: crash, killed, startup, configuration, late or commanded.
+    How a process ended. `reason`: configuration, temporary, startup, crash, hang, oom, dependency or commanded.
     """
 
     reason: str
     exit_code: int | None
     signal: str | None
+    why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.reason}: " + (self.signal or f"exit code {self.exit_code}")
+        return (
+            f"{self.reason}: " + (f"{self.why}, " if self.why else "") + (self.signal or f"exit code {self.exit_code}")
+        )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """
+    One step of a slot's life; `at` is UTC.
+    """
+
+    at: datetime
+    was: State
+    now: State
+    event: Event
+    reason: str
+
+
+class Keeper(Protocol):
+    """
+    What a ward asks of, and tells, the parent. None of it waits or raises.
+    """
+
+    def on_change(self, ward: Ward) -> None:
+        """
+        Its state changed.
+        """
+
+    def on_news(self, ward: Ward) -> None:
+        """
+        Its problems or metadata changed.
+        """
+
+    def on_message(self, ward: Ward, message: Message) -> None:
+        """
+        Its process said something else than how it is.
+        """
+
+    def on_ended(self, slot: str) -> None:
+        """
+        A process has ended, whatever the reason.
+        """
+
+    def on_failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
+        """
+        A process of it ended unexpectedly.
+        """
+
+    def on_opened(self, ward: Ward, next_retry_s: float) -> None:
+        """
+        Its circuit is open.
+        """
+
+    def on_recovered(self, ward: Ward) -> None:
+        """
+        It is ready for the first time after a failure.
+        """
+
+    def lost_needs(self, service: Service) -> list[str]:
+        """
+        What a service needs and does not serve now.
+        """
+
+    def ran_out_of_memory(self) -> bool:
+        """
+        Whether the kernel has killed a process of ours for memory since the last call.
+        """
+
+
 class Ward:
     """
-    A service and its one process.
+    A slot of a service and its processes.
 
     Args:
-        fork: makes a started process and the parent's end of its control channel.
-        on_change: called after every transition and every heartbeat that says something new.
-        on_failed, on_recovered: an unexpected end, and the first readiness after it.
+        index: of the slot among the service's instances.
+        settings: of [service_manager]; `adjust` gives newer ones.
+        fork: (slot name, incarnation) -> a started process and the parent's end of its control channel.
     """
 
-    service: Service
-    policy: RestartPolicy
-    start_timeout_s: float
-    heartbeat_s: float
-    failure_threshold: int
-    fork: Callable[[Ward], tuple[Any, Any]]
-    on_change: Callable[[Ward], None]
-    on_failed: Callable[[Ward, Ending, float | None], None]
-    on_recovered: Callable[[Ward], None]
-    on_stored: Callable[[int], None]
-    rng: random.Random = field(default_factory=random.Random)
-    state: State = State.INITIALIZING
-    incarnation: int = 0
-    restarts: dict[str, int] = field(default_factory=dict)
-    last_exit: str | None = None
-    problems: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    pid: int | None = None
-    ended_pid: int | None = None
-    started_at: float | None = None
-    ready_at: float | None = None
-    beat_at: float = 0.0
-    next_retry_at: float | None = None
-    ports: dict[str, int] = field(default_factory=dict)
-    usage: tuple[float, int] = (0.0, 0)
-    budget_s: float = 30.0
-    reason: str = ""
-    _delay_s: float = 0.0
-    _again: bool = False
-    _failed: bool = False
-    _late: bool = False
-    _process: Any = None
-    _pidfd: int = -1
-    _channel: Channel | None = None
-    _timer: asyncio.TimerHandle | None = None
-    _killer: asyncio.TimerHandle | None = None
-    _gauge: psutil.Process | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        service: Service,
+        index: int,
+        settings: Settings,
+        fork: Callable[[Ward, str, int], tuple[Any, Any]],
+        keeper: Keeper,
+        rng: random.Random | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._fork, self._keeper = fork, keeper
+        self._rng = rng or random.Random()
+        self.service, self.index = service, index
+        self.state, self.reason = State.INITIALIZING, ""
+        self.policy = RestartPolicy(attempts=0, base_s=0, longest_s=0, jitter=0, stable_after_s=0)
+        self.process: Process | None = None
+        self.successor: Process | None = None
+        self.leaving: set[Process] = set()
+        self.incarnation = 0
+        self.restarts: Counter[str] = Counter()
+        self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS)
+        self.entered: Counter[str] = Counter()
+        self.last_exit: str | None = None
+        self.next_retry_at: float | None = None
+        self.start_secs: float | None = None
+        self.unwanted = False  # an operator has stopped it
+        self.unreplaced = ""  # why the newest planned restart was not made
+        self._budget_s = 30.0
+        self._delay_s = 0.0
+        self._cause = ""  # of the next start
+        self._again = False
+        self._failed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.adjust(settings)
+
+    def adjust(self, settings: Settings) -> None:
+        """
+        Keep it by these settings from now on.
+        """
+        self.settings = settings
+        self.policy.attempts = settings.max_restart_attempts
+        self.policy.base_s, self.policy.longest_s = (
+            float(settings.restart_backoff_base),
+            float(settings.restart_backoff_max),
+        )
+        self.policy.jitter, self.policy.stable_after_s = settings.restart_jitter, float(settings.stable_after)
+
+    @property
+    def name(self) -> str:
+        """
+        Of the slot, e.g. `rest_api-0`.
+        """
+        return f"{self.service.name}-{self.index}"
+
+    @property
+    def circuit(self) -> Literal["closed", "open", "half_open"]:
+        """
+        Open: given up but for a try every restart_backoff_max; half_open: in such a try, or soon after.
+        """
+        if self.state is State.FAILED:
+            return "open"
+        return "half_open" if self.policy.in_a_row > self.policy.attempts else "closed"
+
+    @property
+    def settled(self) -> bool:
+        """
+        Nothing is under way: it serves, or rests until somebody or a delay calls it.
+        """
+        return self.state in SETTLED and self.successor is None
+
+    # --- what others want of it ---
+
+    def start(self, reason: str) -> None:
+        """
+        It is to run, as soon as what it needs is ready.
+        """
+        self.unwanted = False
+        if self.state is State.STOPPING:
+            self._again = True
+            return
+        self._cause = COMMANDED
+        self.policy.clear()
+        self.happen(Event.BEGIN, reason)
+
+    def stop(self, budget_s: float, reason: str) -> None:
+        """
+        End it within `budget_s`, by force if need be.
+        """
+        self._budget_s, self._again = budget_s, False
+        self.happen(Event.STOP, reason)
+
+    def restart(self, budget_s: float, reason: str, cause: str = COMMANDED) -> None:
+        """
+        It is wanted anew: without a gap where its service can overlap, else by an end within `budget_s` and a start.
+        """
+        self.unwanted, self.unreplaced = False, ""
+        self._budget_s, self._cause = budget_s, cause
+        if cause == COMMANDED:
+            self.policy.clear()  # the operator vouches for it
+        if self.state in SERVING and self.service.overlaps and not self._condemned():
+            self.happen(Event.REPLACE, reason)
+            return
+        self._again = self.state in ALIVE or self.state is State.STOPPING
+        self.happen(Event.RESTART, reason)
+
+    def disable(self) -> None:
+        """
+        The configuration does not want it; it has been stopped.
+        """
+        self.unwanted = False
+        self.happen(Event.DISABLE, "disabled in the configuration")
+
+    def kill_all(self) -> None:
+        """
+        End all its processes now.
+        """
+        for process in self.processes():
+            process.kill()
+
+    def processes(self) -> list[Process]:
+        """
+        Those that live.
+        """
+        return [one for one in (self.process, self.successor, *self.leaving) if one is not None]
+
+    def send(self, message: Message) -> None:
+        """
+        To all its processes.
+        """
+        for process in self.processes():
+            if not process.send(message):
+                log.debug("control.not_sent", target=process.slot, message=type(message).__name__)
+
+    def watch(self, now: float) -> None:
+        """
+        Look whether a deadline has passed.
+        """
+        limit = float(self.settings.start_timeout)
+        process, successor = self.process, self.successor
+        if process is not None and self.state is State.STARTING and not process.condemned:
+            if now - process.started_at > limit:
+                process.condemned = f"not ready within {limit:g} s"
+                self.happen(Event.LATE, process.condemned)
+        elif process is not None and self.state in SERVING and not process.condemned:
+            silent = now - process.beat_at
+            if silent > float(self.settings.health_check_interval) * self.settings.failure_threshold:
+                self.happen(Event.HUNG, f"its work loop has not been heard for {silent:.1f} s")
+        if successor is not None and now - successor.started_at > limit:
+            successor.kill(f"not ready within {limit:g} s")
+        if process is not None and process.ready_at is not None:
+            self.policy.survived(now, now - process.ready_at)
+
+    def missed(self, now: float) -> int:
+        """
+        Heartbeats that its process owes; they belong to the process and end with it.
+        """
+        if self.process is None or self.state not in SERVING:
+            return 0
+        return int((now - self.process.beat_at) / float(self.settings.health_check_interval))
+
+    # --- the table ---
 
     def happen(self, event: Event, reason: str) -> None:
         """
         Look up what an event means now, and do it.
         """
         before, step = self.state, TABLE[self.state, event]
+        if step == (before, ()):
+            log.trace("service.ignored", target=self.name, state=before, on=event)
+            return
         self.state, self.reason = step.state, reason
+        self.transitions.append(Transition(datetime.now(UTC), before, step.state, event, reason))
         if step.state is not before:
-            log.info("service.state", target=self.service.name, was=before, now=step.state, on=event, reason=reason)
+            self.entered[step.state.value] += 1
+        log.info("service.state", target=self.name, was=before, now=step.state, on=event, reason=reason)
         for effect in step.effects:
             self._do(effect)
-        self.on_change(self)
-
-    def stop(self, budget_s: float, again: bool, reason: str) -> None:
-        """
-        End it within `budget_s`, by force if need be; `again`: and start it anew.
-        """
-        self.budget_s = budget_s
-        if again and self.state in (State.BACKOFF, State.FAILED):
-            self.policy.clear()
-        self._again = again if self.state in ALIVE or self.state is State.STOPPING else False
-        self.happen(Event.RESTART if again else Event.STOP, reason)
+        self._keeper.on_change(self)
 
     def _do(self, effect: Effect) -> None:
         match effect:
             case Effect.SPAWN:
                 self._spawn()
             case Effect.STOP:
-                self._stop()
-            case Effect.KILL:
-                self._late = True
-                self.kill(signal.SIGKILL)
+                self._forget()
+                for process in (self.process, *self.leaving):
+                    if process is not None:
+                        process.finish(self._budget_s)
+                if self.successor is not None:
+                    self.successor.kill("no longer wanted")
+            case Effect.KILL if self.process is not None:
+                self.process.kill()
+            case Effect.ABORT if self.process is not None:
+                self.process.abort("hang")
             case Effect.SCHEDULE:
                 self.next_retry_at = self._loop.time() + self._delay_s
                 self._timer = self._loop.call_later(self._delay_s, self.happen, Event.DUE, "the delay is over")
             case Effect.FORGET:
                 self._forget()
+            case Effect.SPAWN_SUCCESSOR:
+                self._spawn_successor()
+            case Effect.SWAP:
+                self._swap()
+            case Effect.DROP_SUCCESSOR:
+                self.successor, self.unreplaced = None, self.reason
 
     def _forget(self) -> None:
         self.next_retry_at = None
@@ -134,175 +331,138 @@ class Ward:
             self._timer.cancel()
             self._timer = None
 
+    def _born(self) -> Process:
+        self.incarnation += 1
+        taken = {process.slot for process in self.processes()}
+        slot = next(name for letter in ("", *string.ascii_lowercase[1:]) if (name := self.name + letter) not in taken)
+        process, end = self._fork(self, slot, self.incarnation)
+        log.info("service.forked", target=slot, child=process.pid, incarnation=self.incarnation)
+        return Process(slot, self.incarnation, process, end, self._hear, self._end)
+
     def _spawn(self) -> None:
         self._forget()
-        self.incarnation += 1
-        self.started_at, self.ready_at, self.beat_at = self._loop.time(), None, self._loop.time()
-        self.problems, self._late, self._again = {}, False, False
+        self._again = False
+        if self.incarnation:
+            self.restarts[self._cause or COMMANDED] += 1
         try:
-            self._process, end = self.fork(self)
+            self.process = self._born()
         except OSError as error:
-            self._unexpected(Ending(reason=f"fork: {error.strerror}", exit_code=None, signal=None), 0.0)
-            return
-        self.pid = pid = int(self._process.pid)
-        self._pidfd = os.pidfd_open(pid)
-        self._loop.add_reader(self._pidfd, self._ended)
-        self._channel = Channel(end, self._on_message, lambda: None)
-        self._timer = self._loop.call_later(
-            self.start_timeout_s, self.happen, Event.LATE, f"not ready within {self.start_timeout_s:g} s"
-        )
-        log.info("service.forked", target=self.service.name, child=self.pid, incarnation=self.incarnation)
+            self._unexpected(
+                Ending(reason="startup", exit_code=None, signal=None, why=f"fork: {error.strerror}"), 0, 0.0
+            )
 
-    def _stop(self) -> None:
-        self._forget()
-        patience = max(0.1, self.budget_s - min(_KILL_RESERVE_S, self.budget_s / 2))
-        if not (self._channel and self._channel.send(Stop(budget_s=patience))):
-            self.kill(signal.SIGTERM)
-        self._killer = self._loop.call_later(patience, self.kill, signal.SIGKILL)
-
-    def kill(self, number: signal.Signals) -> None:
-        """
-        Signal the child's process group, if it lives.
-        """
-        if self.pid is None:
+    def _spawn_successor(self) -> None:
+        if self.successor is not None:
             return
         try:
-            signal.pidfd_send_signal(self._pidfd, number)
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return  # it ended meanwhile, or has not made its group yet and got the first signal
+            self.successor = self._born()
+        except OSError as error:
+            self.happen(Event.UNREPLACED, f"the successor could not be forked: {error.strerror}")
 
-    def send(self, message: Message) -> bool:
-        """
-        Over the control channel; False when it cannot be taken now.
-        """
-        return self._channel is not None and self._channel.send(message)
+    def _swap(self) -> None:
+        if self.process is not None:
+            self.leaving.add(self.process)
+            self.process.finish(self._budget_s)
+            self.restarts[self._cause or COMMANDED] += 1
+        self.process, self.successor = self.successor, None
 
-    def _on_message(self, message: Message) -> None:
+    # --- what its processes say ---
+
+    def _condemned(self) -> bool:
+        return self.process is not None and bool(self.process.condemned)
+
+    def _hear(self, process: Process, message: Message) -> None:
         if isinstance(message, Ready):
-            self._ready()
+            self._ready(process)
         elif isinstance(message, Heartbeat):
-            self.beat_at = self._loop.time()
-            changed = (message.problems, message.metadata) != (self.problems, self.metadata)
-            self.problems, self.metadata = message.problems, message.metadata
-            if self.problems and self.state is State.RUNNING:
-                self.happen(Event.TROUBLED, "; ".join(self.problems.values()))
-            elif not self.problems and self.state is State.DEGRADED:
-                self.happen(Event.CLEARED, "it reports no problem any more")
-            elif changed:
-                self.on_change(self)
-        elif isinstance(message, SystemStored):
-            self.on_stored(message.number)
-
-    def _ready(self) -> None:
-        if self.state is not State.STARTING:
-            return
-        self._forget()
-        self.ready_at = self._loop.time()
-        recovered, self._failed = self._failed, False
-        self.happen(Event.READY, f"ready {(self.ready_at - (self.started_at or 0)) * 1000:.0f} ms after the fork")
-        if recovered:
-            self.on_recovered(self)
-
-    def _ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        code = self._process.exitcode
-        self.kill_group()
-        if self._channel is not None:
-            self._channel.close()
-        for timer in (self._timer, self._killer):
-            if timer is not None:
-                timer.cancel()
-        self._process.close()
-        ready_for = self._loop.time() - self.ready_at if self.ready_at is not None else 0.0
-        ending = self._ending(code)
-        self.last_exit, self._channel, self._gauge, self.usage = str(ending), None, None, (0.0, 0)
-        log.info("service.ended", target=self.service.name, child=self.pid, ending=str(ending))
-        self.ended_pid, self.pid, self.ready_at = self.pid, None, None
-        if self.state is State.STOPPING:
-            if self._again:
-                self.restarts["commanded"] = self.restarts.get("commanded", 0) + 1
-            self.happen(Event.AGAIN if self._again else Event.ENDED, "as told")
+            self._beat(process, message)
         else:
-            self._unexpected(ending, ready_for)
+            self._keeper.on_message(self, message)
 
-    def _unexpected(self, ending: Ending, ready_for_s: float) -> None:
-        self._failed = True
-        self._delay_s, open_circuit = self.policy.died(self._loop.time(), ready_for_s, self.rng)
-        self.restarts[ending.reason] = self.restarts.get(ending.reason, 0) + 1
-        refused = ending.exit_code == EXIT_CONFIGURATION
-        self.on_failed(self, ending, None if refused else self._delay_s)
-        event = Event.REFUSED if refused else Event.GAVE_UP if open_circuit else Event.DIED
-        self.happen(event, str(ending))
+    def _ready(self, process: Process) -> None:
+        took = (process.ready_at or 0.0) - process.started_at
+        told = f"ready {took * 1000:.0f} ms after the fork"
+        if process is self.successor and self.state in SERVING:
+            self.start_secs = took
+            self.happen(Event.SUCCEEDED, f"the successor is {told}")
+        elif process is self.process and self.state is State.STARTING:
+            self.start_secs = took
+            recovered, self._failed = self._failed, False
+            self.happen(Event.READY, told)
+            if recovered:
+                self._keeper.on_recovered(self)
 
-    def _ending(self, code: int | None) -> Ending:
-        name = None
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-        if self.state is State.STOPPING:
-            reason = "commanded"
+    def _beat(self, process: Process, message: Heartbeat) -> None:
+        changed = (message.problems, message.metadata) != (process.problems, process.metadata)
+        process.problems, process.metadata = message.problems, message.metadata
+        if process is not self.process or process.condemned:
+            return
+        if process.problems and self.state is State.RUNNING:
+            self.happen(Event.TROUBLED, "; ".join(process.problems.values()))
+        elif not process.problems and self.state is State.DEGRADED:
+            self.happen(Event.CLEARED, "it reports no problem any more")
+        elif changed:
+            self._keeper.on_news(self)
+
+    def _end(self, process: Process) -> None:
+        ending = self._ending(process)
+        self.last_exit = str(ending)
+        log.info("service.ended", target=process.slot, child=process.pid, ending=str(ending))
+        self._keeper.on_ended(process.slot)
+        ready_for = self._loop.time() - process.ready_at if process.ready_at is not None else 0.0
+        if process in self.leaving:
+            self.leaving.discard(process)
+            self._keeper.on_change(self)
+        elif process is self.successor:
+            if self.state in SERVING:
+                self._keeper.on_failed(self, ending, process.pid, None)
+            self.successor = None
+            self.happen(Event.UNREPLACED, f"the successor did not become ready: {ending}")
+        elif self.state is State.STOPPING:
+            self.process, again, self._again = None, self._again, False
+            self.happen(Event.AGAIN if again else Event.ENDED, "as told")
+        else:
+            self.process = None
+            self._unexpected(ending, process.pid, ready_for)
+
+    def _unexpected(self, ending: Ending, pid: int, ready_for_s: float) -> None:
+        self._failed, self._cause = True, ending.reason
+        if self.successor is not None:
+            self._keeper.on_failed(self, ending, pid, 0.0)
+            self.restarts[ending.reason] += 1
+            self.happen(Event.INHERITED, str(ending))
+            return
+        if ending.exit_code == EXIT_CONFIGURATION:
+            self._keeper.on_failed(self, ending, pid, None)
+            self.happen(Event.REFUSED, str(ending))
+            return
+        opened = False
+        if ending.reason == "dependency":
+            self._delay_s = self.policy.base_s  # not its fault, so not counted; its needs have back-offs of their own
+        else:
+            self._delay_s, opened = self.policy.died(self._loop.time(), ready_for_s, self._rng)
+        self._keeper.on_failed(self, ending, pid, self._delay_s)
+        self.happen(Event.GAVE_UP if opened else Event.DIED, str(ending))
+        if opened and self.policy.in_a_row == self.policy.attempts + 1:
+            self._keeper.on_opened(self, self._delay_s)
+
+    def _ending(self, process: Process) -> Ending:
+        name, code = process.signal_name, process.exit_code
+        if process.told or self.state is State.STOPPING:
+            reason = COMMANDED
         elif code == EXIT_CONFIGURATION:
             reason = "configuration"
-        elif self._late:
-            reason = "late"
-        elif self.ready_at is None:
+        elif process.condemned == "hang":
+            reason = "hang"
+        elif name == "SIGKILL" and not process.condemned and self._keeper.ran_out_of_memory():
+            reason = "oom"
+        elif process.ready_at is None and self._keeper.lost_needs(self.service):
+            reason = "dependency"
+        elif code == EXIT_TEMPORARY:
+            reason = "temporary"
+        elif process.ready_at is None:
             reason = "startup"
         else:
-            reason = "killed" if name else "crash"
-        return Ending(reason=reason, exit_code=None if name else code, signal=name)
-
-    def kill_group(self) -> None:
-        """
-        End what the child left behind in its group.
-        """
-        if self.pid is not None:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                return
-
-    def measure(self) -> None:
-        """
-        Read the process's CPU and memory.
-        """
-        if self.pid is None:
-            return
-        try:
-            if self._gauge is None:
-                self._gauge = psutil.Process(self.pid)
-            self.usage = (round(self._gauge.cpu_percent(None), 1), self._gauge.memory_info().rss)
-        except psutil.Error as error:
-            log.debug("service.not_measured", target=self.service.name, error=str(error))
-
-    def view(self, serving: Callable[[str], bool], now: float) -> ServiceView:
-        """
-        As the world is shown it; `serving(name)`: whether another service serves.
-        """
-        state, message = self.state, None
-        missed = int((now - self.beat_at) / self.heartbeat_s) if self.state in SERVING else 0
-        lost = [need for need in self.service.needs if not serving(need)]
-        if state is State.DEGRADED:
-            message = "; ".join(self.problems.values())
-        elif state is State.RUNNING and lost:
-            state, message = State.DEGRADED, f"needs {' and '.join(lost)}, which cannot serve now"
-        elif state not in (State.RUNNING, State.DISABLED):
-            message = self.reason
-        return ServiceView(
-            state=state.value,
-            healthy=state in (State.RUNNING, State.DISABLED) and missed < self.failure_threshold,
-            consecutive_failures=max(missed, self.policy.in_a_row if self.state not in SERVING else 0),
-            message=message,
-            metadata=self.metadata,
-            pid=self.pid,
-            incarnation=self.incarnation,
-            restarts=dict(self.restarts),
-            started_at=self.started_at,
-            ready_at=self.ready_at,
-            last_exit=self.last_exit,
-            next_retry_at=self.next_retry_at if self.state in (State.BACKOFF, State.FAILED) else None,
-            cpu_percent=self.usage[0],
-            memory_bytes=self.usage[1],
-            ports=self.ports,
-            needs=self.service.needs,
-        )
+            reason = "crash"
+        why = process.condemned if process.condemned != reason else ""
+        return Ending(reason=reason, exit_code=None if name else code, signal=name, why=why)

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from openapi_spec_validator import validate
 from rest_api.conftest import Rest, fleet, running, task, until
@@ -89,9 +90,14 @@ async def test_health_is_what_the_parent_says(rest: Rest) -> None:
         "state", "healthy", "consecutive_failures", "message", "metadata",
     }  # fmt: skip
     assert (await rest.call("GET", "/health/ready"))[0] == 200
-    rest.frame.fleet = fleet(storage="Backoff", rest_api="Running")
-    assert (await rest.call("GET", "/health/ready"))[0] == 503
+    rest.frame.fleet = fleet(storage="Running", integrations="Backoff")
+    assert (await rest.call("GET", "/health/ready"))[0] == 200
     assert (await rest.call("GET", "/health"))[1]["status"] == "degraded"
+    rest.frame.fleet = msgspec.structs.replace(fleet(storage="Backoff"), status="unhealthy")
+    assert (await rest.call("GET", "/health/ready"))[0] == 503
+    assert (await rest.call("GET", "/health"))[0] == 503
+    rest.frame.fleet = msgspec.structs.replace(fleet(storage="Starting"), started=False)
+    assert (await rest.call("GET", "/health/ready"))[0] == 503
     rest.frame.fleet = None
     assert (await rest.call("GET", "/health"))[0] == 503
     assert (await rest.call("GET", "/health/live"))[0] == 200

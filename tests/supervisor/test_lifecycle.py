@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from optimizer.resilience import RestartPolicy, backoff
-from optimizer.supervisor.lifecycle import ALIVE, TABLE, Effect, Event, State
+from optimizer.supervisor.lifecycle import ALIVE, SERVING, TABLE, Effect, Event, State, picture
 
 
 def test_the_table_is_total() -> None:
@@ -47,8 +47,38 @@ def test_the_first_restart_is_at_once_then_it_backs_off_then_the_circuit_opens()
     assert dying.died(100, 0.0, rng) == (0, False)
 
 
+def test_a_stable_run_closes_the_circuit_without_another_death() -> None:
+    dying, rng = policy(), random.Random(1)
+    for t in range(5):
+        dying.died(t, 0.0, rng)
+    dying.survived(100, 95.0)
+    assert dying.in_a_row == 5  # too many deaths lately
+    dying.survived(700, 695.0)
+    assert dying.in_a_row == 0
+
+
 def test_a_stable_run_clears_the_row_but_not_for_ever() -> None:
     living, rng = policy(), random.Random(1)
     outcomes = [living.died(61.0 * i, 61.0, rng) for i in range(1, 9)]
     assert outcomes[:3] == [(0, False)] * 3
     assert outcomes[-1] == (60, True)
+
+
+def test_every_state_but_disabled_has_a_way_to_a_serving_one() -> None:
+    reached = set(SERVING)
+    for _ in State:
+        reached |= {state for (state, _event), step in TABLE.items() if step.state in reached}
+    assert reached == set(State)
+
+
+def test_a_successor_never_outlives_the_decision_to_stop() -> None:
+    for state in SERVING:
+        assert TABLE[state, Event.STOP].effects == (Effect.STOP,)
+    for state in set(State) - set(SERVING):
+        assert Effect.SPAWN_SUCCESSOR not in TABLE[state, Event.REPLACE].effects
+
+
+def test_the_diagram_names_every_written_step() -> None:
+    drawn = picture()
+    assert "Running --> Degraded: hung" in drawn
+    assert all(f" {state}" in drawn for state in State)

@@ -26,7 +26,10 @@ class Settings:
     buffer_size: int = option(20_000, "Events in hand that are not yet durable; beyond it senders get 503.", minimum=1)
     batch_size: int = option(500, "Events per message to storage.", minimum=1, maximum=10_000)
     keep_content: bool = option(
-        False, "Keep prompt and completion text instead of dropping it at the door.", reload="restart"
+        False,
+        "Keep prompt and completion text instead of dropping it at the door.",
+        reload="restart",
+        also=("rest_api", "grpc_api"),
     )
     kafka_brokers: tuple[str, ...] = option((), "Kafka bootstrap servers.", unused=_KAFKA)
     kafka_topic: str = option("llm-feedback", "Kafka topic of feedback events.", unused=_KAFKA)

@@ -16,6 +16,9 @@ class Settings:
     """
 
     enabled: bool = option(True, "Run the gRPC API.", reload="restart")
+    instances: int = option(
+        1, "Processes that share the port; a reload adds or ends some.", reload="live", minimum=1, maximum=64
+    )
     port: int = option(50051, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
     timeout_secs: Duration = option(Duration(30), "Longest time of one unary call.", minimum=0.1)
     max_message_bytes: int = option(8 * 1024 * 1024, "Largest message.", minimum=1024)

@@ -16,6 +16,9 @@ class Settings:
     """
 
     enabled: bool = option(True, "Run the REST API.", reload="restart")
+    instances: int = option(
+        1, "Processes that share the port; a reload adds or ends some.", reload="live", minimum=1, maximum=64
+    )
     port: int = option(8080, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
     timeout_secs: Duration = option(Duration(30), "Longest time of one request.", minimum=0.1)
     max_body_bytes: int = option(8 * 1024 * 1024, "Largest request body.", minimum=1024)
