@@ -4,82 +4,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from optimizer import __version__
-from optimizer.ctl.admin import NotRunning, Refused, ask, find_socket
+from optimizer.ctl.admin import find_socket
+from optimizer.ctl.services import COMMANDS
+from optimizer.ctl.target import Target, columns, fail
 from optimizer.errors import OptimizerError
 
-EXIT_BY_STATUS = {"healthy": 0, "degraded": 1, "unhealthy": 2}
-EXIT_NOT_RUNNING = 3
-EXIT_FAILED = 1
+__all__ = ["Target", "columns", "fail", "main"]
+
 _ANYWHERE = ("--socket", "--output")
-_COLOURS = {"Running": "green", "Degraded": "yellow", "Disabled": "bright_black", "Failed": "red", "Backoff": "red"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """
-    Which daemon, and how to show what it says: table, json or yaml.
-    """
-
-    socket: Path
-    output: str
-
-    def ask(self, request: dict[str, Any], timeout_s: float = 10.0) -> Any:
-        """
-        The result of an admin command; ends the program with a sentence when there is none.
-        """
-        try:
-            return ask(self.socket, request, timeout_s)
-        except NotRunning as error:
-            fail(str(error), EXIT_NOT_RUNNING)
-        except Refused as error:
-            fail(str(error))
-        except TimeoutError:
-            fail(f"the daemon did not answer within {timeout_s:g} s")
-
-    def show(self, found: Any, table: Callable[[Any], str]) -> None:
-        """
-        Print what was found in the wanted form.
-        """
-        if self.output == "json":
-            click.echo(json.dumps(found, default=str))
-        elif self.output == "yaml":
-            import yaml
-
-            click.echo(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), nl=False)
-        else:
-            click.echo(table(found))
-
-
-def fail(sentence: str, code: int = EXIT_FAILED) -> NoReturn:
-    """
-    End the program with a sentence.
-    """
-    click.echo(f"optimizerctl: {sentence}", err=True)
-    sys.exit(code)
-
-
-def columns(rows: list[list[str]]) -> str:
-    """
-    Rows with their columns under each other; the first is the head.
-    """
-    widths = [max(len(click.unstyle(row[i])) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
 
 
 class _Anywhere(click.Group):
@@ -110,71 +49,10 @@ def main(context: click.Context, socket_path: Path | None, config: Path | None, 
     Ask and tell a running llm-optimizer.
     """
     try:
-        context.obj = Target(find_socket(socket_path, config), output)
+        named = socket_path is not None or "LLM_OPTIMIZER_SOCKET" in os.environ
+        context.obj = Target(find_socket(socket_path, config), output, named, config)
     except OptimizerError as error:
         fail(f"{config}: {error}")
-
-
-@main.command()
-@click.argument("service", required=False)
-@click.option("--watch", is_flag=True, help="Show it again every second.")
-@click.pass_obj
-def status(target: Target, service: str | None, watch: bool) -> None:
-    """
-    How the services are. Exit code: 0 healthy, 1 degraded, 2 unhealthy, 3 not running.
-    """
-    while True:
-        document = target.ask({"command": "status"})
-        if service is not None:
-            if service not in document["services"]:
-                fail(f"there is no service {service}; there are {', '.join(document['services'])}", 4)
-            document["services"] = {service: document["services"][service]}
-        if watch:
-            click.clear()
-        target.show(document, _status_table)
-        if not watch:
-            break
-        time.sleep(1)
-    sys.exit(EXIT_BY_STATUS[document["status"]])
-
-
-def _status_table(document: dict[str, Any]) -> str:
-    rows = [["SERVICE", "STATE", "PID", "UPTIME", "RESTARTS", "CPU%", "MEMORY", "PORTS", "LAST EXIT", "MESSAGE"]]
-    for name, one in document["services"].items():
-        rows.append(
-            [
-                name,
-                click.style(one["state"], fg=_COLOURS.get(one["state"])),
-                str(one["pid"] or "-"),
-                _span(one["uptime_secs"]),
-                str(one["restarts"]),
-                f"{one['cpu_percent']:.1f}",
-                f"{one['memory_bytes'] / 2**20:.0f}M",
-                ",".join(str(port) for port in one["ports"].values()) or "-",
-                one["last_exit"] or "-",
-                one["message"] or "",
-            ]
-        )
-    return f"{document['status']}, up {_span(document['uptime_secs'])}\n{columns(rows)}"
-
-
-def _span(seconds: int) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-
-
-@main.command()
-@click.argument("service")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1, 3600), default=60.0, help="Seconds to wait.")
-@click.pass_obj
-def restart(target: Target, service: str, timeout_s: float) -> None:
-    """
-    Restart SERVICE, or all, and wait for the outcome.
-    """
-    request = {"command": "restart", "service": service, "timeout_s": timeout_s}
-    result = target.ask(request, timeout_s + 5)
-    target.show(result, lambda found: "\n".join(f"{name}: {state}" for name, state in found["services"].items()))
 
 
 @main.command()
@@ -234,6 +112,10 @@ class _LazyCommand(click.Command):
         return ctx.command.invoke(ctx)
 
 
+for command in COMMANDS:
+    main.add_command(command)
+main.add_command(_Lazy("config", name="config", short_help="Show, check and compare the configuration."))
+main.add_command(_LazyCommand("doctor", "doctor", "Check configuration, folders, ports, limits; say what to do."))
 main.add_command(_Lazy("tasks", name="tasks", short_help="List, show, declare and forget tasks."))
 main.add_command(_Lazy("events", name="events", short_help="Follow, export and import events."))
 main.add_command(_LazyCommand("replay", "replay", "Compare the daemon with what a recorded outcome table allows."))

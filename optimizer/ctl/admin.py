@@ -21,8 +21,12 @@ class NotRunning(Exception):
 
 class Refused(Exception):
     """
-    The daemon's answer is an error; the message is its sentence.
+    The daemon's answer is an error; the message is its sentence, `kind` its branch of the tree of errors.
     """
+
+    def __init__(self, sentence: str, kind: str = "failed") -> None:
+        super().__init__(sentence)
+        self.kind = kind
 
 
 def find_socket(given: Path | None, config: Path | None) -> Path:
@@ -65,9 +69,11 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Any:
         except (FileNotFoundError, NotADirectoryError, ConnectionError) as error:
             raise NotRunning(f"no daemon listens on {path}") from error
         except PermissionError as error:
-            raise Refused(f"{path} may be opened by the daemon's user only") from error
+            raise Refused(
+                f"{path} may be opened by root, the daemon's user and members of its group only", "not_permitted"
+            ) from error
     if not answer["ok"]:
-        raise Refused(answer["error"])
+        raise Refused(answer["error"], answer.get("kind", "failed"))
     return answer["result"]
 
 

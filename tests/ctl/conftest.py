@@ -32,7 +32,7 @@ def service(state: str = "Running", **fields: Any) -> dict[str, Any]:
     return {
         "state": state, "healthy": state == "Running", "consecutive_failures": 0, "message": None, "metadata": {},
         "pid": 123, "restarts": 0, "uptime_secs": 3725, "last_exit": None, "next_retry_secs": None, "cpu_percent": 1.5,
-        "memory_bytes": 20 * 2**20, "ports": {"http": 8080}, **fields,
+        "memory_bytes": 20 * 2**20, "ports": {"http": 8080}, "wanted": True, "slots": {}, **fields,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Commands that talk to the parent, against a fake of its admin socket.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,14 +30,33 @@ def document(status: str, **services: dict[str, Any]) -> Answer:
 
 @pytest.mark.parametrize(("status", "code"), [("healthy", 0), ("degraded", 1), ("unhealthy", 2)])
 def test_status_shows_the_services_and_exits_by_health(admin: Start, ctl: Ctl, status: str, code: int) -> None:
-    admin(document(status, storage=service(), collector=service("Backoff", pid=None, message="crashed", restarts=2)))
+    admin(
+        document(
+            status,
+            storage=service(),
+            collector=service("Backoff", pid=None, message="crashed", restarts=2, next_retry_secs=2),
+        )
+    )
     found = ctl("status")
     assert found.exit_code == code
     head, titles, first, second = found.stdout.splitlines()
     assert head == f"{status}, up 1m01s"
-    assert titles.split()[:4] == ["SERVICE", "STATE", "PID", "UPTIME"]
-    assert first.split() == ["storage", "Running", "123", "1h02m", "0", "1.5", "20M", "8080", "-"]
-    assert second.split() == ["collector", "Backoff", "-", "1h02m", "2", "1.5", "20M", "8080", "-", "crashed"]
+    assert titles.split()[:4] == ["SERVICE", "STATE", "HEALTH", "PID"]
+    assert first.split() == ["storage", "Running", "ok", "123", "1h02m", "0", "-", "-", "1.5%", "20M", "8080"]
+    assert second.split() == [
+        "collector",
+        "Backoff",
+        "ill",
+        "-",
+        "1h02m",
+        "2",
+        "-",
+        "2.0s",
+        "1.5%",
+        "20M",
+        "8080",
+        "crashed",
+    ]
     assert "\x1b" not in found.stdout
 
 
@@ -49,13 +69,84 @@ def test_json_is_the_document_wherever_the_option_stands(admin: Start, ctl: Ctl,
     assert found == {"status": "healthy", "uptime_secs": 61, "services": {"storage": service()}}
 
 
-def test_yaml_and_one_service(admin: Start, ctl: Ctl) -> None:
-    admin(document("degraded", storage=service(), metrics=service()))
-    found = ctl("status", "metrics", "--output", "yaml")
-    assert (found.exit_code, list(yaml.safe_load(found.stdout)["services"])) == (1, ["metrics"])
-    found = ctl("status", "metric")
-    assert found.exit_code == 4
-    assert "there is no service metric; there are storage, metrics" in found.stderr
+@pytest.mark.parametrize(
+    ("state", "fields", "code"),
+    [("Running", {}, 0), ("Degraded", {}, 1), ("Failed", {}, 2), ("Stopped", {"wanted": False}, 0)],
+)
+def test_one_service_with_its_transitions_and_its_own_exit_code(
+    admin: Start, ctl: Ctl, state: str, fields: dict[str, Any], code: int
+) -> None:
+    step = {"at": "t", "slot": "metrics-0", "from": "Starting", "to": state, "event": "ready", "reason": "because"}
+    fake = admin(document("degraded", metrics=service(state, transitions=[step], **fields)))
+    found = ctl("status", "metrics")
+    assert (found.exit_code, fake.asked) == (code, [{"command": "status", "service": "metrics"}])
+    assert found.stdout.splitlines()[-1].split() == ["t", "metrics-0", "Starting", state, "ready", "because"]
+    assert list(yaml.safe_load(ctl("status", "metrics", "--output", "yaml").stdout)["services"]) == ["metrics"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [("not_found", 4), ("not_permitted", 5), ("transient", 1)])
+def test_a_refusal_has_an_exit_code_of_its_kind(admin: Start, ctl: Ctl, kind: str, code: int) -> None:
+    admin(lambda _: {"ok": False, "error": "a sentence", "kind": kind})
+    found = ctl("stop", "storage")
+    assert (found.exit_code, found.stderr) == (code, "optimizerctl: a sentence\n")
+
+
+def test_a_plan_is_shown_field_by_field(admin: Start, ctl: Ctl) -> None:
+    change = {"key": "rest_api.port", "before": "1", "after": "2", "how": "restart", "services": ["rest_api"]}
+    fake = admin(lambda _: {"ok": True, "result": {"result": "dry_run", "changes": [change]}})
+    found = ctl("reload", "--dry-run")
+    assert (found.exit_code, fake.asked) == (0, [{"command": "reload", "dry_run": True}])
+    assert found.stdout.splitlines()[1].split() == ["rest_api.port", "1", "2", "restart", "rest_api"]
+    assert ctl("config", "diff").stdout == found.stdout
+
+
+def test_a_reload_that_was_taken_back_fails(admin: Start, ctl: Ctl) -> None:
+    result = {"result": "rolled_back", "changes": [], "problems": ["rest_api-0 is Backoff: startup"]}
+    admin(lambda _: {"ok": True, "result": result})
+    found = ctl("reload")
+    assert found.exit_code == 1
+    assert "rest_api-0 is Backoff: startup" in found.stdout
+
+
+def test_settings_in_effect(admin: Start, ctl: Ctl) -> None:
+    tree = {"rest_api": {"port": 8080}, "integrations": {"webhooks": [{"name": "a"}]}, "tasks": []}
+    admin(lambda _: {"ok": True, "result": {"config": tree, "warnings": []}})
+    assert ctl("config", "get", "rest_api.port").stdout == "8080\n"
+    assert ctl("config", "get", "integrations.webhooks[0].name").stdout == "a\n"
+    missed = ctl("config", "get", "rest_api.prot")
+    assert (missed.exit_code, missed.stderr) == (
+        1,
+        "optimizerctl: there is no key rest_api.prot; did you mean rest_api.port?\n",
+    )
+    assert json.loads(ctl("config", "show", "--output", "json").stdout) == tree
+
+
+def test_a_file_is_checked_without_a_daemon(ctl: Ctl, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[rest_api]\nport = 1\n")
+    assert ctl("config", "validate", str(file)).stdout == "valid\n"
+    file.write_text("[rest_api]\nprot = 1\n[storage]\nlmdb_path = 3\n")
+    found = ctl("config", "validate", str(file))
+    assert found.exit_code == 78
+    assert all(key in found.stderr for key in ("rest_api.prot", "storage.lmdb_path"))
+
+
+def test_the_doctor_names_what_is_wrong_and_what_to_do(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = tmp_path / "c.toml"
+        config.write_text(
+            f'[service]\ndata_dir = "{tmp_path}/file/data"\nruntime_dir = "{folder}"\n'
+            f"[rest_api]\nport = {taken.getsockname()[1]}\n"
+        )
+        (tmp_path / "file").write_text("")
+        found = CliRunner().invoke(main, ["--config", str(config), "--output", "json", "doctor"])
+    by_check = {one["check"]: one for one in json.loads(found.stdout) if one["outcome"] != "ok"}
+    assert found.exit_code == 1
+    assert "rest_api.port" in by_check["ports"]["advice"]
+    assert by_check["data_dir"]["outcome"] == "problem"
+    assert "no daemon listens" in by_check["daemon"]["found"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +156,13 @@ def test_no_daemon_is_said_with_exit_code_3(ctl: Ctl, folder: Path, command: lis
     found = ctl(*command)
     assert (found.exit_code, found.stdout) == (3, "")
     assert found.stderr == f"optimizerctl: no daemon listens on {folder}/admin.sock\n"
+
+
+def test_a_socket_that_was_not_named_is_said_to_be_looked_for(folder: Path) -> None:
+    env = {"LLM_OPTIMIZER_SOCKET": None, "LLM_OPTIMIZER__SERVICE__RUNTIME_DIR": str(folder)}
+    found = CliRunner().invoke(main, ["status"], env=env)
+    assert found.exit_code == 3
+    assert f"no daemon listens on {folder}/admin.sock (looked for by --socket, $LLM_OPTIMIZER_SOCKET" in found.stderr
 
 
 def test_restart_waits_for_the_outcome_and_tells_it(admin: Start, ctl: Ctl) -> None:

@@ -21,9 +21,9 @@ def ask(daemon: Daemon, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def fails(daemon: Daemon, *arguments: str) -> str:
+def fails(daemon: Daemon, *arguments: str, code: int = 1) -> str:
     done = daemon.ctl(*arguments)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("optimizerctl: ")
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -151,7 +151,13 @@ def test_restart_and_status_of_the_real_parent(daemon: Daemon) -> None:
     assert daemon.ctl("restart", "metrics").returncode == 0
     assert daemon.pids()["metrics"] != before
     assert daemon.ctl("status").returncode == 0
-    assert "there is no service nothing" in fails(daemon, "restart", "nothing")
+    assert "there is no service metric; did you mean metrics?" in fails(daemon, "restart", "metric", code=4)
+    assert daemon.ctl("stop", "integrations").returncode == 0
+    assert daemon.services()["integrations"]["state"] == "Stopped"
+    assert daemon.ctl("status").returncode == 0
+    assert daemon.ctl("start", "integrations").returncode == 0
+    assert daemon.services()["integrations"]["state"] == "Running"
+    assert daemon.ctl("doctor").returncode == 0
 
 
 def test_without_the_key_it_says_so(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
