@@ -46,10 +46,11 @@ class Gauge:
     Args:
         pid: a process that has not been reaped yet.
         clock: monotonic seconds.
+        proc: where the kernel shows processes.
     """
 
-    def __init__(self, pid: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._proc = f"/proc/{pid}/"
+    def __init__(self, pid: int, clock: Callable[[], float] = time.monotonic, proc: Path = Path("/proc")) -> None:
+        self._proc = f"{proc}/{pid}/"
         self._clock = clock
         self._at = clock()
         self._percent = 0.0
