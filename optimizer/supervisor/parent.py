@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -25,6 +24,7 @@ from optimizer.supervisor.announcer import Announcer, Severity
 from optimizer.supervisor.child import Birth, be
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
 from optimizer.supervisor.notify import Notifier
+from optimizer.supervisor.process import Process
 from optimizer.supervisor.resources import OomWatch
 from optimizer.supervisor.spawn import fork
 from optimizer.supervisor.views import overall, service_view
@@ -125,7 +125,7 @@ class Supervisor:
         wanted = int(getattr(self.config.section(service.section), "instances", 1))
         wards = self.wards[service.name]
         fresh = [
-            Ward(service, index, self.config.service_manager, self._fork, self) for index in range(len(wards), wanted)
+            Ward(service, index, self.config.service_manager, self._born, self) for index in range(len(wards), wanted)
         ]
         wards += fresh
         surplus = wards[wanted:]
@@ -136,12 +136,12 @@ class Supervisor:
                 ward.disable()
         return fresh, surplus
 
-    def _fork(self, ward: Ward, slot: str, incarnation: int) -> tuple[Any, socket.socket]:
+    def _born(self, ward: Ward, slot: str) -> Process:
         ours, theirs = control.pair()
         birth = Birth(
             service=ward.service,
             slot=slot,
-            incarnation=incarnation,
+            incarnation=ward.incarnation,
             config=self.config,
             log_level=self.levels_of_log.get(ward.service.name, self.config.observability.log_level),
             secret=self._secret,
@@ -157,7 +157,7 @@ class Supervisor:
             raise
         finally:
             theirs.close()
-        return process, ours
+        return Process(slot, ward.incarnation, process, ours, ward.hear, ward.end)
 
     # --- life ---
 

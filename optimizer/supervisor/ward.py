@@ -58,6 +58,22 @@ class Transition:
     reason: str
 
 
+class Timers(Protocol):
+    """
+    What is needed of an event loop.
+    """
+
+    def time(self) -> float:
+        """
+        Monotonic seconds.
+        """
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        """
+        Call after so many seconds.
+        """
+
+
 class Keeper(Protocol):
     """
     What a ward asks of, and tells, the parent. None of it waits or raises.
@@ -116,7 +132,8 @@ class Ward:
     Args:
         index: of the slot among the service's instances.
         settings: of [service_manager]; `adjust` gives newer ones.
-        fork: (slot name, incarnation) -> a started process and the parent's end of its control channel.
+        born: makes a process under a slot's name, which tells the ward what it says and when it ends. Raises OSError.
+        loop: gives the time and delays; the running one unless a test has its own.
     """
 
     def __init__(
@@ -124,12 +141,13 @@ class Ward:
         service: Service,
         index: int,
         settings: Settings,
-        fork: Callable[[Ward, str, int], tuple[Any, Any]],
+        born: Callable[[Ward, str], Process],
         keeper: Keeper,
         rng: random.Random | None = None,
+        loop: Timers | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._fork, self._keeper = fork, keeper
+        self._loop = loop or asyncio.get_running_loop()
+        self._fork, self._keeper = born, keeper
         self._rng = rng or random.Random()
         self.service, self.index = service, index
         self.state, self.reason = State.INITIALIZING, ""
@@ -308,7 +326,10 @@ class Ward:
                     if process is not None:
                         process.finish(self._budget_s)
                 if self.successor is not None:
-                    self.successor.kill("no longer wanted")
+                    self.successor.told = True
+                    self.successor.kill()
+                    self.leaving.add(self.successor)
+                    self.successor = None
             case Effect.KILL if self.process is not None:
                 self.process.kill()
             case Effect.ABORT if self.process is not None:
@@ -335,9 +356,9 @@ class Ward:
         self.incarnation += 1
         taken = {process.slot for process in self.processes()}
         slot = next(name for letter in ("", *string.ascii_lowercase[1:]) if (name := self.name + letter) not in taken)
-        process, end = self._fork(self, slot, self.incarnation)
+        process = self._fork(self, slot)
         log.info("service.forked", target=slot, child=process.pid, incarnation=self.incarnation)
-        return Process(slot, self.incarnation, process, end, self._hear, self._end)
+        return process
 
     def _spawn(self) -> None:
         self._forget()
@@ -371,7 +392,10 @@ class Ward:
     def _condemned(self) -> bool:
         return self.process is not None and bool(self.process.condemned)
 
-    def _hear(self, process: Process, message: Message) -> None:
+    def hear(self, process: Process, message: Message) -> None:
+        """
+        One of its processes says something.
+        """
         if isinstance(message, Ready):
             self._ready(process)
         elif isinstance(message, Heartbeat):
@@ -404,7 +428,10 @@ class Ward:
         elif changed:
             self._keeper.on_news(self)
 
-    def _end(self, process: Process) -> None:
+    def end(self, process: Process) -> None:
+        """
+        One of its processes has ended.
+        """
         ending = self._ending(process)
         self.last_exit = str(ending)
         log.info("service.ended", target=process.slot, child=process.pid, ending=str(ending))
