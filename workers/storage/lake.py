@@ -6,11 +6,14 @@ Layout (names of databases): `journal` and `system`: 8-byte offset -> record; `i
 
 Only the writer thread writes; it also grows the map, while nobody reads. LMDB without WRITEMAP writes with pwrite: a full disk
 is an error of the transaction, never a signal, and what was committed stays.
+
+What cannot be decoded, or has lost its pages, is damage: `Permanent`, which must end the service and reach no client.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +25,16 @@ import msgspec
 
 from optimizer.errors import Conflict, Problem, Rejected
 from optimizer.messages import SCAN_BYTES, Appended, Commit, Entry, Log, Page, Record, State, States, StorageReport
+from workers.storage.environment import DAMAGE, damaged, open_environment, own
 
 T = TypeVar("T")
 
 FIRST_MAP_BYTES: Final = 64 * 1024 * 1024
 _KEY_BYTES: Final = 480  # LMDB takes 511; longer keys end in a digest
+_ROOM_PAGES: Final = 256  # a megabyte: with so much, the batches of the usual senders fit
+_NO_SPACE_BYTES: Final = (
+    1024 * 1024
+)  # LMDB calls a write that was cut short an error of the device; this tells them apart
 _STATE: Final = msgspec.msgpack.Decoder(tuple[str, int, bytes])
 _ENTRY: Final = msgspec.msgpack.Decoder(tuple[bool, bytes])
 _pack = msgspec.msgpack.Encoder().encode
@@ -52,25 +60,26 @@ class Lake:
     Args:
         folder: where it lies; made with mode 0700.
         max_bytes: events are refused beyond this size; 0: no limit but the disk.
+
+    Raises:
+        Permanent: it cannot be used, or is damaged. Transient: another process has it, or there is no room to open it.
     """
 
     def __init__(self, folder: Path, max_bytes: int = 0, first_map_bytes: int = FIRST_MAP_BYTES) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
         self._max_bytes = max_bytes
         self._readers = 0
         self._gate = threading.Condition()
-        self._env = lmdb.open(
-            str(folder), map_size=first_map_bytes, max_dbs=8, metasync=True, sync=True, writemap=False, readahead=False
-        )
-        self._env.set_mapsize(max(first_map_bytes, self._env.info()["map_size"]))
-        names = ("journal", "system", "ids", "selections", "state", "meta", "system_ids")
-        self._db: dict[str, Any] = {name: self._env.open_db(name.encode()) for name in names}
+        self._owner = own(folder)
+        self._env, self._db = open_environment(folder, first_map_bytes)
+        self.inspect("")  # damage at the ends of the logs is told before anybody waits for an answer
 
     def close(self) -> None:
         """
         Close the environment; no other method may be called afterwards.
         """
         self._env.close()
+        os.close(self._owner)
 
     # --- writing: the writer thread only ---
 
@@ -79,17 +88,34 @@ class Lake:
         Run the steps in one durable transaction; a step that raises Conflict changes nothing and does not stop the others.
 
         Raises:
-            Rejected: the disk, or the allowed size, is full; nothing was changed.
+            Rejected: the disk, or the allowed size, is full; nothing was changed. Permanent: the environment is damaged.
         """
         while True:
             try:
-                return self._attempt(steps)
+                with self._honest():
+                    return self._attempt(steps)
             except lmdb.MapFullError:
                 self._grow()
+            except lmdb.PanicError as error:  # the page that ends a commit could not be written
+                self._reopen()
+                raise self._refused(error) from error
             except (lmdb.Error, OSError) as error:
                 if type(error) not in (lmdb.DiskError, lmdb.Error, OSError):  # EFBIG and EIO have no class of their own
                     raise
-                raise Rejected(f"the store cannot be written: {error}", retry_after_s=2.0) from error
+                raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> Rejected:
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < _NO_SPACE_BYTES:
+            return Rejected(f"the disk of {self._folder} is full", retry_after_s=2.0)
+        return Rejected(f"{self._folder} cannot be written: {error}", retry_after_s=2.0)
+
+    @contextmanager
+    def _honest(self) -> Iterator[None]:
+        try:
+            yield
+        except (*DAMAGE, msgspec.DecodeError) as error:
+            raise damaged(self._folder, error) from error
 
     def _attempt(self, steps: Sequence[Callable[[Any], T]]) -> list[T | Conflict]:
         results: list[T | Conflict] = []
@@ -106,12 +132,43 @@ class Lake:
             self._gate.wait_for(lambda: self._readers == 0)
             self._env.set_mapsize(self._env.info()["map_size"] * 2)
 
+    def _reopen(self) -> None:
+        with self._gate:
+            self._gate.wait_for(lambda: self._readers == 0)
+            size = self._env.info()["map_size"]
+            self._env.close()
+            self._env, self._db = open_environment(self._folder, size)
+
+    def take_room(self, txn: Any) -> None:
+        """
+        Use up a megabyte, as a test of whether there is one. `give_room` comes next. A step of `write`.
+
+        Raises:
+            Rejected: the allowed size is full.
+        """
+        self._check_size()
+        for i in range(_ROOM_PAGES):
+            txn.put(
+                b"room/%d" % i, bytes(3000), db=self._db["meta"]
+            )  # more than half a page: each takes one of its own
+
+    def give_room(self, txn: Any) -> None:
+        """
+        Give back what `take_room` took. A step of `write`.
+        """
+        for i in range(_ROOM_PAGES):
+            txn.delete(b"room/%d" % i, db=self._db["meta"])
+
+    def _check_size(self) -> None:
+        if self._max_bytes and self.used_bytes() > self._max_bytes:
+            told = f"the store has reached storage.max_size_bytes = {self._max_bytes}"
+            raise Rejected(told, retry_after_s=5.0)
+
     def append(self, txn: Any, records: Sequence[Record]) -> Appended:
         """
         The events that are not there yet, at the journal's end. A step of `write`.
         """
-        if self._max_bytes and self.used_bytes() > self._max_bytes:
-            raise Rejected(f"the store has reached storage.max_size_bytes = {self._max_bytes}", retry_after_s=5.0)
+        self._check_size()
         offset, duplicates = self._last(txn, "journal"), []
         for position, record in enumerate(records):
             if not txn.put(_digest(record.id), _number(offset + 1), overwrite=False, db=self._db["ids"]):
@@ -168,7 +225,7 @@ class Lake:
         with self._gate:
             self._readers += 1
         try:
-            with self._env.begin(buffers=False) as txn:
+            with self._honest(), self._env.begin(buffers=False) as txn:
                 yield txn
         finally:
             with self._gate:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from optimizer.bus.link import Bus
-from optimizer.errors import Invalid, OptimizerError
+from optimizer.errors import Invalid, OptimizerError, Permanent, Transient
 from optimizer.messages import (
     Append,
     Appended,
@@ -75,9 +75,9 @@ class Desk:
 
     async def probe(self) -> None:
         """
-        Pass through the writer thread, without a write.
+        Pass through the writer thread, without a write unless the disk was full.
         """
-        await self.writer.run(lambda txn: None)
+        await self.writer.probe()
         report = self._lake.inspect(self._full)
         self._frame.health.metadata.update(
             events_stored=str(self._stored),
@@ -91,11 +91,16 @@ class Desk:
         One request of the bus.
 
         Raises:
-            Conflict, Rejected: see `bus.storage.Storage`. Invalid: not a request for storage.
+            Conflict, Rejected: see `bus.storage.Storage`. Invalid: not a request for storage. Transient: the store is damaged
+                and the service ends; it is no fault of who asks, so it must not end, too.
         """
         began, operation, status = time.perf_counter(), f"storage.{type(message).__name__.lower()}", "ok"
         try:
             return await self._do(message)
+        except Permanent as error:
+            status = "permanent"
+            self.writer.fail(error)
+            raise Transient(str(error)) from error
         except OptimizerError as error:
             status = type(error).__name__.lower()
             raise

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from optimizer.errors import Conflict, OptimizerError, Rejected
+from optimizer.errors import Conflict, OptimizerError, Permanent, Rejected
 from workers.storage.lake import Lake
 
 _WAITING: Final = 10_000  # steps that wait for the disk; beyond it callers are told to slow down
@@ -24,9 +24,10 @@ class Writer:
     Runs steps of `Lake.write` in the order they came.
 
     Args:
-        on_full: called in the loop with why nothing can be written, or "" when it works again.
+        on_full: called in the loop with why nothing can be written, or "" when there is room again. Between full and nearly
+            full some writes succeed, so that is decided by `probe` only: the state does not flicker.
 
-    `failed` gets the exception of a bug in the thread; the service must await it.
+    `failed` gets the exception of a bug in the thread, or of a damaged lake; the service must await it.
     """
 
     def __init__(self, lake: Lake, on_full: Callable[[str], None]) -> None:
@@ -53,6 +54,35 @@ class Writer:
             raise Rejected(f"{_WAITING} writes wait for the disk already") from error
         return await future
 
+    async def probe(self) -> None:
+        """
+        Pass through the thread; while nothing can be written, try whether a megabyte can.
+
+        Raises:
+            Rejected: too much waits for the disk.
+        """
+        await self.run(lambda _: None)
+        if self._full:
+            try:
+                await self.run(self._lake.take_room)
+                await self.run(self._lake.give_room)
+            except Rejected as error:
+                self._tell(str(error))
+            else:
+                self._tell("")
+
+    def _tell(self, full: str) -> None:
+        if full != self._full:
+            self._full = full
+            self._on_full(full)
+
+    def fail(self, error: Exception) -> None:
+        """
+        The lake cannot be used any more: the service has to end.
+        """
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
     async def close(self) -> None:
         """
         Finish what waits, then end the thread.
@@ -64,7 +94,7 @@ class Writer:
         try:
             self._write_until_closed()
         except Exception as error:  # noqa: BLE001 - the top of the thread: a bug must end the process, not only the thread
-            self._loop.call_soon_threadsafe(self.failed.set_exception, error)
+            self._loop.call_soon_threadsafe(self.fail, error)
 
     def _write_until_closed(self) -> None:
         going = True
@@ -79,6 +109,8 @@ class Writer:
     def _write(self, batch: list[tuple[Step, asyncio.Future[Any]]]) -> None:
         try:
             results: list[Any] = self._lake.write([step for step, _ in batch])
+        except Permanent:
+            raise
         except OptimizerError as error:
             if len(batch) > 1:  # one step may be too large, or refuse alone
                 for one in batch:
@@ -89,9 +121,8 @@ class Writer:
         self._loop.call_soon_threadsafe(self._done, [future for _, future in batch], results, full)
 
     def _done(self, futures: list[asyncio.Future[Any]], results: list[Any], full: str) -> None:
-        if full != self._full:
-            self._full = full
-            self._on_full(full)
+        if full:
+            self._tell(full)
         for future, result in zip(futures, results, strict=True):
             if future.done():
                 continue
