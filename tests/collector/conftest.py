@@ -39,12 +39,13 @@ _event = msgspec.msgpack.Decoder(Event)
 
 class Shelf:
     """
-    Storage in memory; `full` refuses, `held` lets requests wait.
+    Storage in memory; `full` refuses more than `fits` records at once, `held` lets requests wait.
     """
 
     def __init__(self) -> None:
         self.memory = MemoryStorage()
         self.full = ""
+        self.fits = 0
         self.held: asyncio.Event | None = None
         self.appends = 0
 
@@ -55,7 +56,7 @@ class Shelf:
         self.appends += 1
         if self.held is not None:
             await self.held.wait()
-        if self.full:
+        if self.full and len(message.records) > self.fits:
             raise Rejected(self.full, 9.0)
         return await self.memory.append(message.records)
 

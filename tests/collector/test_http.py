@@ -293,6 +293,19 @@ async def test_a_full_storage_is_503_and_the_problem_ends_by_itself(collector: R
     assert (await collector.post(request(CALL)))[0] == 200
 
 
+async def test_a_nearly_full_storage_is_one_problem_until_there_is_room(collector: Running) -> None:
+    collector.shelf.full, collector.shelf.fits = "the disk is full", 1
+    told: list[bool] = []
+    collector.frame.health.changed = lambda: told.append("storage" in collector.frame.health.problems)
+    for _ in range(3):
+        assert (await collector.post(request(CALL, CALL)))[0] == 503
+        assert (await collector.post(request(CALL)))[0] == 200
+    assert told == [True]
+    collector.shelf.full = ""
+    await until(lambda: not collector.frame.health.problems, "healthy without traffic")
+    assert told == [True, False]
+
+
 async def test_storage_away_is_503_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.collector.service.DEADLINE_S", 0.3)
     monkeypatch.setattr("workers.collector.door.Door.__init__.__defaults__", (0.3,))

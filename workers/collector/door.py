@@ -65,6 +65,7 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = 0
         self._probing = False
+        self._roomless = False  # on a nearly full disk some batches succeed: storage says when there is room again
         self._told: dict[str, int] = {}
         for name in ("events_received", "events_rejected", "unpriced"):
             self._tell(name, 0)
@@ -219,7 +220,8 @@ class Door:
         finally:
             self._sending -= 1
             self._send()
-        self._clear()
+        if not self._roomless:
+            self._clear()
         start = 0
         for parcel in batch:
             end = start + len(parcel.records)
@@ -229,6 +231,7 @@ class Door:
 
     def _failed(self, batch: list[_Parcel], error: Exception) -> None:
         if isinstance(error, Transient):
+            self._roomless = self._roomless or isinstance(error, Rejected)
             away = "has no room" if isinstance(error, Rejected) else "is away"
             self._degrade(f"storage {away}: {error}")
         else:
@@ -248,6 +251,7 @@ class Door:
     def _clear(self) -> None:
         if "storage" in self._frame.health.problems:
             log.info("storage.found")
+        self._roomless = False
         self._frame.health.clear("storage")
 
     async def _probe(self) -> None:
