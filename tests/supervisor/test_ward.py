@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.catalog import Service
-from optimizer.config.fields import Duration
 from optimizer.config.service_manager_settings import Settings
 from optimizer.messages import Heartbeat, Message, Ready
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
