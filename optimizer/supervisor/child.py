@@ -30,7 +30,7 @@ from optimizer.telemetry.logs import configure, log
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_BEAT_S: Final = 2.0  # longest silence of a healthy child; also how late its metadata may be
+_BEAT_S: Final = 5.0  # longest silence of a healthy child; also how late its metadata may be
 
 
 def beat_interval(health_check_interval_s: float) -> float:

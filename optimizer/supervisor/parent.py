@@ -32,7 +32,7 @@ from optimizer.supervisor.ward import Ending, Ward
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import forget
 
-_TICK_S: Final = 1.0  # longest time between two looks at the deadlines
+_TICK_S: Final = 2.0  # longest time between two looks at the deadlines
 _TELL_S: Final = 5.0  # how often the fleet is told though nothing changed, and measured
 _FROZEN_S: Final = 1.0  # the loop was not late but stopped
 _LAG_FADES: Final = 0.9  # a tick; what is shown is the worst of the last minute or so
