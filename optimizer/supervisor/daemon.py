@@ -5,7 +5,6 @@ From a configuration to a running daemon and its exit code.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import os
 import secrets
@@ -26,7 +25,6 @@ from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.reloader import Reloader
 from optimizer.telemetry.logs import configure, log
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
 SECRET_BYTES: Final = 32
 KEY_FILE: Final = "selection.key"  # in data_dir
 
@@ -51,7 +49,7 @@ def run(config: Config, read: Callable[[], Config]) -> int:
         secret = _secret(config.data_dir / KEY_FILE)
     except OSError as error:
         raise Permanent(f"{error.filename}: {error.strerror}") from error
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    spawn.adopt_orphans()
     enabled = [service for service in SERVICES if config.enabled(service.section)]
     listeners = sockets.bind_all(enabled, config, activated)
     spawn.preload(enabled)

@@ -4,6 +4,7 @@ The warm fork: modules are imported once, in a parent with one thread, and servi
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import os
@@ -11,18 +12,22 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import multiprocess
 
 from optimizer.catalog import Service
+from optimizer.telemetry.logs import log
 
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _fork = multiprocess.get_context("fork")
 
 
 def preload(services: Iterable[Service]) -> None:
     """
     Import the modules of the services that are to run, and freeze what that made: no collection in a child touches it.
+
+    A module that cannot be imported is left to its child, which fails alone.
     """
     missing = [service.module for service in services if service.module not in sys.modules]
     if not missing:
@@ -31,10 +36,20 @@ def preload(services: Iterable[Service]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gc.disable()
     for module in missing:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001 - whatever a module does when it is imported must not end the parent
+            log.opt(exception=error).error("preload.failed", module=module, error=repr(error))
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def adopt_orphans() -> None:
+    """
+    Grandchildren whose parent has ended become children of this process (prctl(2), PR_SET_CHILD_SUBREAPER).
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def threads() -> int:
