@@ -115,6 +115,7 @@ class _LazyCommand(click.Command):
 for command in COMMANDS:
     main.add_command(command)
 main.add_command(_Lazy("config", name="config", short_help="Show, check and compare the configuration."))
+main.add_command(_LazyCommand("logs", "logs", "Show and follow log lines of the services."))
 main.add_command(_LazyCommand("doctor", "doctor", "Check configuration, folders, ports, limits; say what to do."))
 main.add_command(_Lazy("tasks", name="tasks", short_help="List, show, declare and forget tasks."))
 main.add_command(_Lazy("events", name="events", short_help="Follow, export and import events."))
