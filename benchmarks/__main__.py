@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks import Row
 
-NAMES: Final = ("bus", "otlp", "select")
+NAMES: Final = ("bus", "otlp", "select", "supervision", "restarts")
 
 
 def number(value: float) -> str:
