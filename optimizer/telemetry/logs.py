@@ -71,13 +71,13 @@ def configure(
         secrets: values that are starred wherever they appear; `redaction.secrets_of(config)`.
     """
     global _desk
-    if _desk is not None:
+    if _desk is None:
+        log.remove()  # loguru's own handler
+    else:
         _desk.close()
     _desk = _Desk(service, incarnation, json, Redactor(secrets))
-    log.remove()
     log.configure(extra={}, patcher=None)
-    _handlers.clear()
-    set_level(level)
+    set_level(level)  # a forked process keeps its parent's handlers: loguru takes 4 ms to make one, and they write to _desk
     _desk.ring = None if ring is None else File(ring, 0o600, _desk.note, RING_BYTES)
     _desk.use_file(file)
 
