@@ -77,7 +77,8 @@ def configure(
         _desk.close()
     _desk = _Desk(service, incarnation, json, Redactor(secrets))
     log.configure(extra={}, patcher=None)
-    set_level(level)  # a forked process keeps its parent's handlers: loguru takes 4 ms to make one, and they write to _desk
+    # A forked process keeps its parent's handlers, which write to _desk: loguru takes 4 ms to make one.
+    set_level(level)
     _desk.ring = None if ring is None else File(ring, 0o600, _desk.note, RING_BYTES)
     _desk.use_file(file)
 
