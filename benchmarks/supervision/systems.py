@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from benchmarks.supervision import trivial
 from benchmarks.supervision.observe import Lines
@@ -101,7 +101,7 @@ class Log:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._socket = folder / _RUN / "admin.sock"
+        self._folder = folder
         self._pipe, self.output = os.pipe()
         self._lines = Lines(self._pipe)
         self._tail: deque[bytes] = deque(maxlen=30)
@@ -122,7 +122,7 @@ class Log:
                 return name, at
 
     def pid(self, who: str) -> int:
-        pid: int = ask(self._socket, {"command": "status"}, 10)["services"][who]["pid"]
+        pid: int = services(self._folder)[who]["pid"]
         return pid
 
     def tail(self) -> str:
@@ -131,6 +131,14 @@ class Log:
     def close(self) -> None:
         os.close(self.output)
         os.close(self._pipe)
+
+
+def services(folder: Path) -> dict[str, Any]:
+    """
+    As `optimizerctl status` shows those of the daemon that has its files in a folder.
+    """
+    found: dict[str, Any] = ask(folder / _RUN / "admin.sock", {"command": "status"}, 10)["services"]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
