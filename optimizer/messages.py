@@ -275,12 +275,14 @@ class Stop(Message, frozen=True):
 
 class Tune(Message, frozen=True):
     """
-    Settings that change in the running process. None: as it is.
+    Settings that change in the running process. None: as it is. `reopen`: the log file has been moved.
     """
 
     log_level: str | None = None
     json_logging: bool | None = None
+    log_file: str | None = None
     beat_s: float | None = None
+    reopen: bool = False
 
 
 class SlotView(msgspec.Struct, frozen=True, kw_only=True):

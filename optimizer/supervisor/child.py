@@ -14,9 +14,8 @@ import importlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -26,7 +25,8 @@ from optimizer.errors import EXIT_CONFIGURATION, EXIT_DONE, EXIT_TEMPORARY, Perm
 from optimizer.messages import Fleet, Heartbeat, Message, Ready, Stop, SystemEvents, SystemStored, Tune
 from optimizer.service import Frame
 from optimizer.supervisor.control import Channel
-from optimizer.telemetry.logs import configure, log
+from optimizer.telemetry.logs import configure, crash_descriptor, live, log, reopen, ring_path
+from optimizer.telemetry.redaction import secrets_of
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -74,11 +74,25 @@ def be(birth: Birth) -> NoReturn:
     _close_others(keep)
     asyncio.events._set_running_loop(None)
     asyncio.set_event_loop(None)
-    faulthandler.enable(sys.stderr)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is a handler
     _title(birth.slot)
-    configure(birth.log_level, birth.config.observability.json_logging, birth.slot)
+    _speak(birth)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os._exit(_live(birth))
+
+
+def _speak(birth: Birth) -> None:
+    observability = birth.config.observability
+    configure(
+        birth.log_level,
+        observability.json_logging,
+        birth.slot,
+        incarnation=birth.incarnation,
+        ring=ring_path(birth.config.runtime_dir, birth.slot),
+        file=observability.log_path,
+        secrets=secrets_of(birth.config),
+    )
+    faulthandler.enable(crash_descriptor())
 
 
 def _close_others(keep: Iterable[int]) -> None:
@@ -149,10 +163,11 @@ class _Life:
         self._changed = asyncio.Event()
         self._storing: set[asyncio.Task[None]] = set()
         self._stored = 0
-        self._log_level, self._json = birth.log_level, birth.config.observability.json_logging
+        self._observability = replace(birth.config.observability, log_level=birth.log_level)
         self._beat_s = beat_interval(float(birth.config.service_manager.health_check_interval))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop, float(birth.config.service_manager.shutdown_timeout))
+        loop.add_signal_handler(signal.SIGUSR1, reopen)
         loop.add_reader(birth.lifeline, self._orphaned)
         self.channel = Channel(birth.control, self._on_message, self._orphaned)
         frame.ready = self._ready
@@ -185,10 +200,17 @@ class _Life:
         if message.beat_s is not None:
             self._beat_s = message.beat_s
             self._changed.set()
-        if message.log_level is not None or message.json_logging is not None:
-            self._log_level = message.log_level or self._log_level
-            self._json = self._json if message.json_logging is None else message.json_logging
-            configure(self._log_level, self._json, self._frame.slot)
+        fresh = {
+            name: value
+            for name in ("log_level", "json_logging", "log_file")
+            if (value := getattr(message, name)) is not None
+        }
+        if fresh:
+            self._observability = replace(self._observability, **fresh)
+            live(self._observability)
+        if message.reopen:
+            reopen()
+        faulthandler.enable(crash_descriptor())
 
     async def _store(self, message: SystemEvents) -> None:
         try:

@@ -20,11 +20,11 @@ from optimizer.supervisor.lifecycle import SERVING, State
 from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.reloader import Reloader
 from optimizer.supervisor.ward import Ward
-from optimizer.telemetry.logs import configure, log
+from optimizer.telemetry.lines import LEVELS
+from optimizer.telemetry.logs import log, set_level
 
 READ: Final = frozenset({"status", "config"})  # verbs that change nothing
 STOPPED_FILE: Final = "stopped.json"  # in data_dir: services that an operator has stopped for good
-_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 _TIMEOUT_S: Final = 60.0
 _LONGEST_S: Final = 3600.0
 
@@ -160,14 +160,14 @@ class Commands:
 
     async def _log_level(self, request: Request) -> Request:
         level = request.get("level")
-        if level not in _LEVELS:
-            raise Invalid(f"{level!r} is no level; there are {', '.join(_LEVELS)}")
+        if level not in LEVELS:
+            raise Invalid(f"{level!r} is no level; there are {', '.join(LEVELS)}")
         wanted = request.get("service")
         names = [self._name(wanted)] if wanted not in (None, "all") else list(self._supervisor.wards)
         for name in names:
             self._supervisor.levels_of_log[name] = level
         if wanted in (None, "all"):
-            configure(level, self._supervisor.config.observability.json_logging, "supervisor")
+            set_level(level)
         self._supervisor.tune(Tune(log_level=level), names)
         log.info("log_level.changed", level=level, services=names)
         return {"level": level, "services": names}

@@ -23,8 +23,10 @@ from optimizer.supervisor.commands import READ, Commands, stopped_for_good
 from optimizer.supervisor.notify import Notifier, listen_fds
 from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.reloader import Reloader
-from optimizer.telemetry.logs import configure, log
+from optimizer.telemetry.logs import configure, log, require_file, ring_path
+from optimizer.telemetry.redaction import secrets_of
 
+NAME: Final = "supervisor"  # of the parent, in its log lines
 SECRET_BYTES: Final = 32
 KEY_FILE: Final = "selection.key"  # in data_dir
 
@@ -39,16 +41,26 @@ def run(config: Config, read: Callable[[], Config]) -> int:
     Raises:
         Permanent: another daemon has the folder, an address is taken, or a folder cannot be made.
     """
-    configure(config.observability.log_level, config.observability.json_logging, "supervisor")
+    observability = config.observability
+    configure(observability.log_level, observability.json_logging, NAME, secrets=secrets_of(config))
     notifier = Notifier.from_environment(os.environ)
     activated = listen_fds(os.environ)
-    for warning in config.warnings:
-        log.warning("config.warning", text=warning)
+    require_file(observability.log_path)
     try:
         lock = _folders(config)
+        configure(
+            observability.log_level,
+            observability.json_logging,
+            NAME,
+            ring=ring_path(config.runtime_dir, NAME),
+            file=observability.log_path,
+            secrets=secrets_of(config),
+        )
         secret = _secret(config.data_dir / KEY_FILE)
     except OSError as error:
         raise Permanent(f"{error.filename}: {error.strerror}") from error
+    for warning in config.warnings:
+        log.warning("config.warning", text=warning)
     spawn.adopt_orphans()
     enabled = [service for service in SERVICES if config.enabled(service.section)]
     listeners = sockets.bind_all(enabled, config, activated)
@@ -93,6 +105,7 @@ def _folders(config: Config) -> int:
             raise Permanent(f"another daemon runs in {folder}") from error
     shutil.rmtree(config.runtime_dir / "metrics", ignore_errors=True)
     (config.runtime_dir / "metrics").mkdir(mode=0o700)
+    (config.runtime_dir / "log").mkdir(mode=0o700, exist_ok=True)
     return lock
 
 

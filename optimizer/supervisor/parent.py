@@ -29,7 +29,7 @@ from optimizer.supervisor.resources import OomWatch
 from optimizer.supervisor.spawn import fork
 from optimizer.supervisor.views import overall, service_view
 from optimizer.supervisor.ward import Ending, Ward
-from optimizer.telemetry.logs import log
+from optimizer.telemetry.logs import log, reopen
 from optimizer.telemetry.metrics import forget
 
 _TICK_S: Final = 2.0  # longest time between two looks at the deadlines
@@ -168,6 +168,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.shut_down, signal.Signals(number).name)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self.on_hangup())
+        self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_strays)
         for ward in self.all_wards():
             if ward.unwanted:
@@ -280,7 +281,8 @@ class Supervisor:
         return self._stop.is_set()
 
     async def _stop_all(self) -> None:
-        until = self._loop.time() + float(self.config.service_manager.shutdown_timeout)
+        began, health = self._loop.time(), health_document(self.fleet(), self._loop.time())
+        until = began + float(self.config.service_manager.shutdown_timeout)
         levels = start_levels(self._services.values())
         for ward in self._surplus:
             ward.kill_all()
@@ -290,7 +292,8 @@ class Supervisor:
             for ward in wards:
                 ward.stop(share, "the daemon stops")
             await self.until(lambda wards=wards: not any(ward.processes() for ward in wards), share + 1.0)  # type: ignore[misc]
-        log.info("daemon.stopped", health=health_document(self.fleet(), self._loop.time()))
+        ended = {ward.name: ward.last_exit for ward in self.all_wards() if ward.last_exit is not None}
+        log.info("daemon.stopped", took_ms=round((self._loop.time() - began) * 1000), health=health, ended=ended)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """
@@ -374,6 +377,10 @@ class Supervisor:
         for name in names:
             for ward in self.wards[name]:
                 ward.send(message)
+
+    def _reopen(self) -> None:
+        reopen()
+        self.tune(Tune(reopen=True), self.wards)
 
     def announce(self, kind: str, severity: Severity, subject: str, summary: str, data: dict[str, Any]) -> None:
         """

@@ -21,7 +21,7 @@ from optimizer.supervisor.lifecycle import SERVING, State
 from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.spawn import preload
 from optimizer.supervisor.ward import Ward
-from optimizer.telemetry.logs import configure, log
+from optimizer.telemetry.logs import live, log
 
 _RESTART_CAUSE: Final = "reload"
 
@@ -186,27 +186,20 @@ class Reloader:
 
     def _set(self, config: Config, listeners: sockets.Bound) -> None:
         supervisor = self._supervisor
-        observability, manager = supervisor.config.observability, supervisor.config.service_manager
+        before = supervisor.config
         supervisor.config = config
         preload(service for service in map(supervisor.service, supervisor.wards) if config.enabled(service.section))
         for name, bound in listeners.items():
             supervisor.listeners[name] = {**supervisor.listeners.get(name, {}), **bound}
-        level = config.observability.log_level if config.observability.log_level != observability.log_level else None
-        json = (
-            config.observability.json_logging
-            if config.observability.json_logging != observability.json_logging
-            else None
-        )
-        if level is not None or json is not None:
+        if config.observability != before.observability:
             supervisor.levels_of_log.clear()
-            configure(config.observability.log_level, config.observability.json_logging, "supervisor")
-        beat_s = None
-        if config.service_manager != manager:
+            live(config.observability)
+            supervisor.tune(_spoken(config), supervisor.wards)
+        if config.service_manager != before.service_manager:
             beat_s = beat_interval(float(config.service_manager.health_check_interval))
+            supervisor.tune(Tune(beat_s=beat_s), supervisor.wards)
             for ward in supervisor.all_wards():
                 ward.adjust(config.service_manager)
-        if (level, json, beat_s) != (None, None, None):
-            supervisor.tune(Tune(log_level=level, json_logging=json, beat_s=beat_s), supervisor.wards)
 
     async def _restart(self, names: Collection[str], config: Config) -> str:
         """
@@ -245,6 +238,13 @@ class Reloader:
                 continue
             begun.append(ward)
         return begun
+
+
+def _spoken(config: Config) -> Tune:
+    observability = config.observability
+    return Tune(
+        log_level=observability.log_level, json_logging=observability.json_logging, log_file=observability.log_file
+    )
 
 
 def _close(bound: Iterable[Any]) -> None:

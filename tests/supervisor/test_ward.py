@@ -125,6 +125,14 @@ class World:
         return cast(Process, self.born[-1])
 
     @property
+    def state(self) -> State:
+        return self.ward.state
+
+    @property
+    def process(self) -> Played | None:
+        return cast(Played | None, self.ward.process)
+
+    @property
     def living(self) -> list[Played]:
         return [one for one in self.born if not one.ended]
 
@@ -173,9 +181,9 @@ def test_crashes_back_off_then_the_circuit_opens_and_a_probe_closes_it() -> None
         world.born[-1].end(1)
     assert [delay for _, delay in world.failures] == [0, 1, 2, 60]
     assert [reason for reason, _ in world.failures] == ["crash", "startup", "startup", "startup"]
-    assert (world.ward.state, world.ward.circuit, world.opened) == (State.FAILED, "open", 1)
+    assert (world.state, world.ward.circuit, world.opened) == (State.FAILED, "open", 1)
     world.loop.pass_(61)
-    assert (world.ward.state, world.ward.circuit) == (State.STARTING, "half_open")
+    assert (world.state, world.ward.circuit) == (State.STARTING, "half_open")
     world.born[-1].say(Ready(), world.loop.now)
     assert world.recovered == 1
     world.loop.pass_(700)
@@ -188,14 +196,14 @@ def test_a_restart_by_an_operator_closes_the_circuit_at_once() -> None:
     world.run().end(1)
     assert world.ward.circuit == "open"
     world.ward.restart(5, "test")
-    assert (world.ward.state, world.ward.circuit) == (State.STARTING, "closed")
+    assert (world.state, world.ward.circuit) == (State.STARTING, "closed")
 
 
 def test_a_wrong_configuration_is_not_tried_again() -> None:
     world = World()
     world.run().end(78)
     world.loop.pass_(10_000)
-    assert (world.ward.state, len(world.born), world.failures) == (State.FAILED, 1, [("configuration", None)])
+    assert (world.state, len(world.born), world.failures) == (State.FAILED, 1, [("configuration", None)])
 
 
 @pytest.mark.parametrize(
@@ -234,9 +242,9 @@ def test_silence_is_a_hang_and_counts_belong_to_the_process() -> None:
     assert (world.ward.missed(world.loop.now), first.condemned) == (2, "")
     world.loop.pass_(2)
     world.ward.watch(world.loop.now)
-    assert (world.ward.state, first.condemned) == (State.DEGRADED, "hang")
+    assert (world.state, first.condemned) == (State.DEGRADED, "hang")
     first.say(Heartbeat(), world.loop.now)  # too late
-    assert world.ward.state is State.DEGRADED
+    assert world.state is State.DEGRADED
     first.end(-6, "SIGABRT")
     assert world.failures == [("hang", 0)]
     world.loop.pass_(0)
@@ -261,21 +269,21 @@ def test_a_fork_that_fails_is_tried_again() -> None:
     world.fork_fails = True
     world.ward.start("test")
     world.ward.happen(Event.NEEDS_READY, "test")
-    assert world.ward.state is State.BACKOFF
+    assert world.state is State.BACKOFF
     world.fork_fails = False
     world.loop.pass_(0)
-    assert world.ward.state is State.STARTING
+    assert world.state is State.STARTING
 
 
 def test_a_planned_restart_has_no_gap() -> None:
     world = World(overlaps=True)
     first = world.run()
     world.ward.restart(5, "test")
-    assert (world.ward.state, world.living, first.told) == (State.RUNNING, world.born, False)
+    assert (world.state, world.living, first.told) == (State.RUNNING, world.born, False)
     second = world.born[1]
     assert (first.slot, second.slot) == ("rest_api-0", "rest_api-0b")
     second.say(Ready(), world.loop.now)
-    assert (first.told, world.ward.process, world.ward.state) == (True, second, State.RUNNING)
+    assert (first.told, world.process, world.state) == (True, second, State.RUNNING)
     first.end(0)
     assert (world.ward.restarts, world.failures) == ({"commanded": 1}, [])
     assert world.ward.last_exit == "commanded: exit code 0"
@@ -286,7 +294,7 @@ def test_a_successor_that_fails_leaves_the_first_serving() -> None:
     first = world.run()
     world.ward.restart(5, "test")
     world.born[1].end(1)
-    assert (world.ward.state, world.ward.process, first.told) == (State.RUNNING, first, False)
+    assert (world.state, world.process, first.told) == (State.RUNNING, first, False)
     assert "startup: exit code 1" in world.ward.unreplaced
 
 
@@ -295,9 +303,9 @@ def test_a_successor_takes_over_from_one_that_dies() -> None:
     first = world.run()
     world.ward.restart(5, "test")
     first.end(-9, "SIGKILL")
-    assert (world.ward.state, world.ward.process) == (State.STARTING, world.born[1])
+    assert (world.state, world.process) == (State.STARTING, world.born[1])
     world.born[1].say(Ready(), world.loop.now)
-    assert (world.ward.state, len(world.born)) == (State.RUNNING, 2)
+    assert (world.state, len(world.born)) == (State.RUNNING, 2)
 
 
 ACTS = st.sampled_from(
@@ -309,7 +317,7 @@ def act(world: World, name: str, rng: random.Random) -> None:
     some = rng.choice(world.living) if world.living else None
     if name == "start":
         world.ward.start("test")
-    elif name == "needs" and world.ward.state is State.WAITING:
+    elif name == "needs" and world.state is State.WAITING:
         world.ward.happen(Event.NEEDS_READY, "test")
     elif name == "stop":
         world.ward.unwanted = True
@@ -360,16 +368,16 @@ def test_whatever_happens(overlaps: bool, names: list[str], seed: int) -> None:
 
     world.fork_fails, world.lost = False, []
     for _ in range(10):  # there is a way out of wherever it is
-        if world.ward.state in SERVING:
+        if world.state in SERVING:
             break
         lead_out(world, rng)
-    assert world.ward.state in SERVING
+    assert world.state in SERVING
 
 
 def lead_out(world: World, rng: random.Random) -> None:
-    if world.ward.state is State.WAITING:
+    if world.state is State.WAITING:
         act(world, "needs", rng)
-    elif world.ward.state in (State.STOPPING, State.STARTING):
+    elif world.state in (State.STOPPING, State.STARTING):
         for one in list(world.living):
             if one.told or one.condemned:
                 one.end(-9, "SIGKILL")
