@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,7 @@ def main(
         overrides["observability.json_logging"] = True
 
     def read() -> Config:
-        config = load(path, overrides=overrides)
-        _check_tasks(config.tasks)
-        return config
+        return load(path, overrides=overrides, check_tasks=_check_tasks)
 
     try:
         config = read()
@@ -70,15 +69,21 @@ def main(
         sys.exit(EXIT_CONFIGURATION if isinstance(error, Permanent) else EXIT_TEMPORARY)
 
 
-def _check_tasks(tasks: tuple[Any, ...]) -> None:
+def _check_tasks(tasks: Sequence[Any]) -> list[Problem]:
+    """
+    All that is wrong with the declared `[[tasks]]`.
+    """
     if not tasks:
-        return
+        return []
     from optimizer.operations import validation
 
     problems: list[Problem] = []
+    first: dict[str, int] = {}
     for i, declared in enumerate(tasks):
         found = validation.task(declared, path=f"tasks[{i}]")
         if isinstance(found, list):
             problems += found
-    if problems:
-        raise Invalid(problems)
+        elif (before := first.setdefault(found.task, i)) != i:
+            told = f"is {found.task!r}, as is tasks[{before}].task"
+            problems.append(Problem(f"tasks[{i}].task", told, "a name of its own"))
+    return problems

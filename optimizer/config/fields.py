@@ -58,6 +58,8 @@ class Option:
         minimum, maximum: inclusive bounds of a number.
         choices: allowed strings.
         alias_of: the key whose older name this is (accepted, with a warning).
+        required: in an array of tables, each has it. unique: no two have the same, and none is empty.
+        hidden: the value may carry a secret, so messages do not show it.
         unused: why this version reads it but cannot use it yet (accepted, with a warning).
         check: further test of a value; returns what is expected, or "" if it is right.
     """
@@ -69,6 +71,9 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     alias_of: str = ""
+    required: bool = False
+    unique: bool = False
+    hidden: bool = False
     unused: str = ""
     check: Callable[[Any], str] | None = None
 

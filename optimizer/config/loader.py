@@ -9,38 +9,68 @@ import importlib
 import json
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from optimizer.catalog import SECTIONS
+from optimizer.catalog import SECTIONS, SERVICES
+from optimizer.config import source
+from optimizer.config.environment import override
 from optimizer.config.fields import Option, Secret
 from optimizer.config.tree import Config
-from optimizer.config.values import Wrong, convert
+from optimizer.config.values import Wrong, convert, from_json
 from optimizer.errors import Invalid, Problem
 
-PREFIX: Final = "LLM_OPTIMIZER__"
-_MAX_BYTES: Final = 1024 * 1024  # of a configuration file
+CheckTasks = Callable[[Sequence[Any]], Iterable[Problem]]
+
+_LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class _Reading:
     """
     What is found on the way through one configuration.
+
+    Args:
+        env: where `env:NAME` secrets are looked up.
+        names: of the environment's variables by the dotted key they set; there, all is text.
+        spoken: dotted keys of the command line.
     """
 
-    def __init__(self, env: Mapping[str, str], lines: Mapping[str, int]) -> None:
+    def __init__(
+        self, env: Mapping[str, str], lines: Mapping[str, int], names: Mapping[str, str], spoken: Iterable[str]
+    ) -> None:
         self.env = env
         self.lines = lines
-        self.texts: set[str] = set()  # dotted keys whose value came from the environment
+        self.names = names
+        self.spoken = frozenset(spoken)
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
-        self.given: dict[str, Any] = {}
+        self.wrong_keys: set[str] = set()
 
     def wrong(self, key: str, reason: str, expected: str = "") -> None:
-        line = self.lines.get(key)
-        self.problems.append(Problem(key, f"{reason} (line {line})" if line else reason, expected))
+        self.wrong_keys.add(key)
+        self.problems.append(Problem(key, f"{reason}{self.where(key)}", expected))
+
+    def from_text(self, key: str) -> bool:
+        return key in self.names and key not in self.spoken
+
+    def where(self, key: str) -> str:
+        """
+        ` (line 3)`, of the key or of what it stands in; the environment's variable; or nothing.
+        """
+        below = (name for found, name in self.names.items() if found.startswith((f"{key}.", f"{key}[")))
+        if key not in self.lines and (made := next(below, "")):
+            return f" ({made})"
+        while key:
+            if key in self.spoken:
+                return " (command line)"
+            if key in self.names:
+                return f" ({self.names[key]})"
+            if key in self.lines:
+                return f" (line {self.lines[key]})"
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
+        return ""
 
 
 def settings_class(section: str) -> Any:
@@ -54,42 +84,67 @@ def load(
     path: Path | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    check_tasks: CheckTasks | None = None,
 ) -> Config:
     """
     The whole configuration.
 
     Args:
-        path: TOML, or YAML by its suffix; None: defaults. `overrides`: dotted keys of the command line.
+        path: TOML, or YAML by its suffix; None: defaults. `overrides`: `section.key` of the command line.
+        check_tasks: what is wrong with the declared `[[tasks]]`; the problems' fields begin with `tasks[0]`.
 
     Raises:
         Invalid: with every problem, each naming its dotted key, and the line where there is one.
     """
     env = os.environ if env is None else env
-    tree, lines = _parse(path) if path else ({}, {})
-    reading = _Reading(env, lines)
-    _from_environment(tree, reading)
+    given = source.read(path) if path else source.Source()
+    tree = given.tree
+    found = override(tree, env, _known())
+    reading = _Reading(env, given.lines, found.names, overrides or ())
+    reading.problems += [*given.problems, *found.problems]
+    reading.warnings += found.warnings
     for key, value in (overrides or {}).items():
         section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
-        reading.texts.discard(key)
-    tasks = tree.pop("tasks", [])
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        reading.wrong("tasks", "is no array of tables", "[[tasks]]")
-        tasks = []
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section][name] = value
+    tasks = _tasks(reading, tree.pop("tasks", None), check_tasks)
     for name in tree:
         if name not in SECTIONS:
-            reading.wrong(name, "is no section", _similar(name, [*SECTIONS, "tasks"]))
-    sections = {name: _table(reading, name, settings_class(name), tree.get(name, {})) for name in SECTIONS}
-    if not reading.problems:
-        _cross_check(reading, sections)
+            reading.wrong(str(name), "is no section", _similar(name, [*SECTIONS, "tasks"]))
+    sections = {name: _table(reading, name, settings_class(name), tree.get(name)) for name in SECTIONS}
+    _own_ports(reading, sections)
     if reading.problems:
-        raise Invalid(reading.problems)
+        raise Invalid(sorted(reading.problems, key=_line))
     return _config(reading, sections, tasks, path)
+
+
+def _known() -> list[str]:
+    return [f"{section}.{key}" for section in SECTIONS for key in _keys(settings_class(section))]
+
+
+def _keys(kind: Any) -> Iterable[str]:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from (f"{field.name}.{key}" for key in _keys(hints[field.name]))
+        else:
+            yield field.name
+
+
+def _tasks(reading: _Reading, given: Any, check: CheckTasks | None) -> list[Any]:
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(task, dict) for task in given):
+        reading.wrong("tasks", "is no array of tables", "[[tasks]]")
+        return []
+    for problem in check(given) if check is not None else ():
+        reading.wrong(problem.field, problem.reason, problem.expected)
+    return given
 
 
 def _config(reading: _Reading, sections: dict[str, Any], tasks: list[Any], path: Path | None) -> Config:
     service = sections["service"]
-    if service.host not in ("127.0.0.1", "::1", "localhost"):
+    if service.host not in _LOCAL:
         reading.warnings.append(
             f"service.host = {service.host}: the listeners are open to the network, and there is no authentication yet"
         )
@@ -107,7 +162,7 @@ def _config(reading: _Reading, sections: dict[str, Any], tasks: list[Any], path:
         runtime_dir=_runtime_dir(service.runtime_dir, data_dir, reading.env),
         tasks=tuple(tasks),
         warnings=tuple(reading.warnings),
-        path=path,
+        path=path.absolute() if path else None,
     )
 
 
@@ -121,92 +176,33 @@ def _runtime_dir(configured: str, data_dir: Path, env: Mapping[str, str]) -> Pat
     return data_dir / "run"
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise Invalid([Problem("", f"{path} cannot be read: {error.strerror}")]) from error
-    if len(raw) > _MAX_BYTES:
-        raise Invalid([Problem("", f"{path} has {len(raw)} bytes", f"at most {_MAX_BYTES}")])
-    try:
-        text = raw.decode()
-        tree = _yaml(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValueError) as error:
-        raise Invalid([Problem("", f"{path} cannot be parsed: {error}")]) from error
-    if not isinstance(tree, dict):
-        raise Invalid([Problem("", f"{path} holds no table", "sections like [service]")])
-    return tree, _lines(text)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _lines(text: str) -> dict[str, int]:
-    """
-    The line of each key, for messages: a light reading of `[section]`, `key =` and of YAML's `section:` and `  key:`.
-    """
-    found: dict[str, int] = {}
-    section, counts = "", {}  # type: ignore[var-annotated] # a dict of str and int
-    for number, line in enumerate(text.splitlines(), 1):
-        if array := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
-            counts[array[1]] = counts.get(array[1], -1) + 1
-            section = f"{array[1]}[{counts[array[1]]}]"
-            found[section] = number
-        elif (table := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)) or (table := re.match(r"([\w-]+):\s*(#.*)?$", line)):
-            section = table[1]
-            found[section] = number
-        elif key := re.match(r"\s*([\w.-]+)\s*[=:]", line):
-            found.setdefault(f"{section}.{key[1]}" if section else key[1], number)
-    return found
-
-
-def _from_environment(tree: dict[str, Any], reading: _Reading) -> None:
-    for name, value in reading.env.items():
-        if not name.startswith(PREFIX):
-            continue
-        parts = name[len(PREFIX) :].lower().split("__")
-        if len(parts) < 2 or not all(parts) or parts[0] not in SECTIONS:
-            expected = f"{PREFIX}SECTION__KEY" + _similar(parts[0], SECTIONS, "; did you mean section {}?")
-            reading.problems.append(Problem(name, "names no section", expected))
-            continue
-        table = tree.setdefault(parts[0], {})
-        for part in parts[1:-1]:
-            table = table.setdefault(part, {}) if isinstance(table, dict) else {}
-        if isinstance(table, dict):
-            table[parts[-1]] = value
-            reading.texts.add(".".join(parts))
-
-
 def _table(reading: _Reading, path: str, kind: Any, given: Any) -> Any:
+    if given is None:
+        given = {}  # YAML's `section:` with nothing below it
     if not isinstance(given, dict):
-        reading.wrong(path, f"is {_shown(given)}", f"a table [{path}]")
+        reading.wrong(path, f"is {_kind(given)}", f"a table [{path}]")  # the value may be a secret
         given = {}
-    known = {field.name: field for field in fields(kind)}
+    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     hints = get_type_hints(kind)
     made: dict[str, Any] = {}
     for name, value in given.items():
         key = f"{path}.{name}"
         if name not in known:
-            reading.wrong(key, "is no known key", _similar(name, known))
+            reading.wrong(key, "is no known key", _similar_key(path, name, known))
             continue
         option: Option = known[name].metadata["option"]
         if option.unused:
-            reading.warnings.append(f"{key} has no effect: {option.unused}")
+            reading.warnings.append(f"{key}{reading.where(key)} has no effect: {option.unused}")
         target = name
         if option.alias_of:
-            reading.warnings.append(f"{key} is the older name of {path}.{option.alias_of}")
+            reading.warnings.append(f"{key}{reading.where(key)} is the older name of {path}.{option.alias_of}")
             target = option.alias_of
             if target in given:
                 continue
-        made_value = _value(reading, key, hints[name], option, value, known[name])
-        made[target] = made_value
-        reading.given[key] = made_value
+        made[target] = _value(reading, key, hints[name], option, value, known[name])
+    for name, field in known.items():
+        if field.metadata["option"].required and name not in given:
+            reading.wrong(f"{path}.{name}", "is missing", f'{name} = "..."')
     return kind(**made)
 
 
@@ -214,16 +210,56 @@ def _value(reading: _Reading, key: str, hint: Any, option: Option, value: Any, f
     if is_dataclass(hint):
         return _table(reading, key, hint, value)
     if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
-        if not isinstance(value, list):
-            reading.wrong(key, f"is {_shown(value)}", f"an array of tables [[{key}]]")
-            return ()
-        return tuple(_table(reading, f"{key}[{i}]", get_args(hint)[0], one) for i, one in enumerate(value))
+        return _array(reading, key, get_args(hint)[0], value)
     try:
-        return convert(value, hint, option, reading.env, key in reading.texts)
+        return convert(value, hint, option, reading.env, reading.from_text(key))
     except Wrong as error:
-        shown = "is not usable" if hint is Secret else f"is {_shown(value)}"
-        reading.wrong(key, shown, str(error))
+        secret = option.hidden or hint is Secret or isinstance(value, dict)
+        reading.wrong(key, f"is {_kind(value)}" if secret else f"is {_shown(value)}", str(error))
         return field.default if field.default is not MISSING else None
+
+
+def _array(reading: _Reading, key: str, kind: Any, value: Any) -> tuple[Any, ...]:
+    if reading.from_text(key):
+        value = from_json(value)
+    if not isinstance(value, list):
+        reading.wrong(key, f"is {_kind(value)}", f"an array of tables [[{key}]]")
+        return ()
+    made = tuple(_table(reading, f"{key}[{i}]", kind, one) for i, one in enumerate(value))
+    for field in fields(kind):
+        if field.metadata["option"].unique:
+            _all_differ(reading, key, field.name, [getattr(one, field.name) for one in made])
+    return made
+
+
+def _all_differ(reading: _Reading, key: str, name: str, values: Sequence[Any]) -> None:
+    first: dict[Any, int] = {}
+    for i, value in enumerate(values):
+        if value in first:
+            told = f"is {_shown(value)}, as is {key}[{first[value]}].{name}"
+            reading.wrong(f"{key}[{i}].{name}", told, f"a {name} of its own")
+        elif value:
+            first[value] = i
+        elif f"{key}[{i}].{name}" not in reading.wrong_keys:
+            reading.wrong(f"{key}[{i}].{name}", "is empty", f"a {name} of its own")
+
+
+def _own_ports(reading: _Reading, sections: Mapping[str, Any]) -> None:
+    first: dict[int, str] = {}
+    for service in SERVICES:
+        for listener in service.listeners:
+            settings, key = sections[listener.section], f"{listener.section}.{listener.field}"
+            port = getattr(settings, listener.field)
+            if not port or not getattr(settings, "enabled", True) or key in reading.wrong_keys:
+                continue
+            if port in first:
+                reading.wrong(key, f"is {port}, as is {first[port]}", "a port of its own")
+            first.setdefault(port, key)
+
+
+def _line(problem: Problem) -> int:
+    found = re.search(r"\(lines? (\d+)", problem.reason)
+    return int(found[1]) if found else 0
 
 
 def _shown(value: Any) -> str:
@@ -231,29 +267,22 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _similar(name: str, known: Iterable[str], form: str = "{}; did you mean that?") -> str:
-    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+def _kind(value: Any) -> str:
+    # what a value is, where showing it could tell a secret
+    if value is None:
+        return "empty"
+    kinds = {bool: "true or false", dict: "a table", list: "a list", str: "text"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else "a date")
+
+
+def _similar(name: Any, known: Iterable[str], form: str = "{}; did you mean that?") -> str:
+    close = difflib.get_close_matches(str(name), list(known), 1, 0.6)
     return form.format(close[0]) if close else ""
 
 
-def _cross_check(reading: _Reading, sections: dict[str, Any]) -> None:
-    ports: dict[int, str] = {}
-    for section, name in (
-        ("collector", "otlp_http_port"),
-        ("rest_api", "port"),
-        ("grpc_api", "port"),
-        ("observability", "metrics_port"),
-    ):
-        port = getattr(sections[section], name)
-        if port and getattr(sections[section], "enabled", True):
-            if port in ports:
-                reading.wrong(f"{section}.{name}", f"is {port}, as is {ports[port]}", "a port of its own")
-            ports.setdefault(port, f"{section}.{name}")
-    names: set[str] = set()
-    for i, webhook in enumerate(sections["integrations"].webhooks):
-        key = f"integrations.webhooks[{i}]"
-        if not webhook.name or webhook.name in names:
-            reading.wrong(f"{key}.name", f"is {webhook.name!r}", "a name that no other webhook has")
-        names.add(webhook.name)
-        if not re.fullmatch(r"https?://[^\s/]+.*", webhook.url):
-            reading.wrong(f"{key}.url", f"is {webhook.url!r}", "an http:// or https:// address")
+def _similar_key(path: str, name: Any, known: Iterable[str]) -> str:
+    """
+    A key of the same table with nearly this name, else one of another section with just this name.
+    """
+    elsewhere = (key for key in _known() if key.rpartition(".")[2] == name and not key.startswith(f"{path}."))
+    return _similar(name, known) or next((f"{key}; did you mean that?" for key in elsewhere), "")

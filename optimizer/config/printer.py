@@ -13,6 +13,7 @@ from optimizer.catalog import SECTIONS
 from optimizer.config.fields import Duration, Option, Secret
 from optimizer.config.loader import settings_class
 from optimizer.config.tree import Config
+from optimizer.config.values import written
 
 _HEAD: Final = """\
 # The configuration of llm-optimizer: every key with its default.
@@ -62,7 +63,7 @@ def _shown(value: Any) -> Any:
             if not field.metadata["option"].alias_of
         }
     if isinstance(value, Duration):
-        return _duration(value)
+        return written(value)
     if isinstance(value, Secret):
         return str(value) if value.reveal() else ""
     if isinstance(value, tuple):
@@ -89,16 +90,11 @@ def _plain(kind: Any) -> list[str]:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Secret):
-        return json.dumps(value.reveal())
+        return _toml(value.reveal())
     if isinstance(value, Duration):
-        return json.dumps(_duration(value))
+        return _toml(written(value))
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
+    if isinstance(value, str):  # JSON's text is TOML's, but for DEL, and for halves of a character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)
-
-
-def _duration(value: float) -> str:
-    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if value >= seconds and value % seconds == 0:
-            return f"{value / seconds:g}{unit}" if not (unit == "m" and value < 120) else f"{value:g}s"
-    return f"{value * 1000:g}ms"

@@ -5,7 +5,7 @@ The validated configuration as one frozen value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ class Config:
     tasks: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     path: Path | None = None
-    origins: Mapping[str, str] = field(default_factory=dict)
 
     def section(self, name: str) -> Any:
         """

@@ -4,17 +4,21 @@ From what a file, the environment or the command line says to the type that a se
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Final, Union, get_args, get_origin
 
 from optimizer.config.fields import Duration, Option, Secret
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
+_DURATION: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)\s*")
+_SECONDS: Final = re.compile(r"\s*[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?\s*")
+_LONGEST_S: Final = 3650 * 86400.0  # more is a wrong unit, and no timer takes it
+_SECRET_BYTES: Final = 64 * 1024
 _WORDS: Final = {
     "true": True,
     "yes": True,
@@ -43,9 +47,9 @@ def convert(value: Any, kind: Any, option: Option, env: Mapping[str, str], from_
     Raises:
         Wrong: with what is expected.
     """
-    converted = _typed(value, kind, env, from_text)
+    converted = _typed(value, kind, option, env, from_text)
     if isinstance(converted, int | float) and not isinstance(converted, bool):
-        _bounded(converted, option)
+        _bounded(converted, kind, option)
     if option.choices and converted not in option.choices:
         raise Wrong("one of " + ", ".join(option.choices))
     if option.check is not None and (expected := option.check(converted)):
@@ -53,40 +57,90 @@ def convert(value: Any, kind: Any, option: Option, env: Mapping[str, str], from_
     return converted
 
 
-def _bounded(number: float, option: Option) -> None:
+def from_json(value: Any) -> Any:
+    """
+    A list or table that a variable of the environment holds as JSON; anything else as it is.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def written(seconds: float) -> str:
+    """
+    A duration as it is written in a configuration; reading it gives the same number of seconds.
+    """
+    for unit, size, least in (("d", 86400, 86400), ("h", 3600, 3600), ("m", 60, 120)):
+        if seconds >= least and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    if seconds == int(seconds) and seconds >= 1:
+        return f"{seconds:.0f}s"
+    if _seconds(text := f"{seconds * 1000:.0f}ms") == seconds:
+        return text
+    from decimal import Decimal  # no default is of this kind
+
+    return f"{Decimal(repr(float(seconds))):f}s"
+
+
+def _seconds(text: str) -> float | None:
+    match = _DURATION.fullmatch(text)
+    return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+def _bounded(number: float, kind: Any, option: Option) -> None:
     low, high = option.minimum, option.maximum
-    if (low is not None and number < low) or (high is not None and number > high) or number != number:
-        if low is not None and high is not None:
-            raise Wrong(f"a number in {low:g}..{high:g}")
-        raise Wrong(f"a number of at least {low:g}" if low is not None else f"a number of at most {high:g}")
+    if kind is Duration:
+        high = min(_LONGEST_S, math.inf if high is None else high)
+    if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
+        raise Wrong(_called(kind, option))
 
 
-def _typed(value: Any, kind: Any, env: Mapping[str, str], from_text: bool) -> Any:
+def _called(kind: Any, option: Option) -> str:
+    """
+    What is expected of a number, with its bounds.
+    """
+    low, high = option.minimum, option.maximum
+    if kind is Duration:
+        example = 'a duration like "250ms", "1s", "5m", "2h", or seconds as a number'
+        between = f" from {written(low or 0)} to {written(high or _LONGEST_S)}"
+        return example + (between if low or high else "")
+    name = "a whole number" if kind is int else "a number"
+    if low is not None and high is not None:
+        return f"{name} from {low:.15g} to {high:.15g}"
+    return f"{name} of at least {low:.15g}" if low is not None else name
+
+
+def _typed(value: Any, kind: Any, option: Option, env: Mapping[str, str], from_text: bool) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
         kind = next(one for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is tuple:
-        return _tuple(value, get_args(kind)[0], env, from_text)
+        return _tuple(value, get_args(kind)[0], option, env, from_text)
     if kind is bool:
         return _bool(value, from_text)
     if kind is Duration:
-        return _duration(value, from_text)
+        return _duration(value, option, from_text)
     if kind is Secret:
         return _secret(value, env)
     if kind in (int, float):
-        return _number(value, kind, from_text)
-    if not isinstance(value, str):
-        raise Wrong("a string")
+        return _number(value, kind, option, from_text)
+    if not isinstance(value, str) or "\0" in value:
+        raise Wrong("text" if not isinstance(value, str) else "text without NUL")
     return kind(value)
 
 
-def _tuple(value: Any, item: Any, env: Mapping[str, str], from_text: bool) -> tuple[Any, ...]:
-    if is_dataclass(item):
-        raise Wrong("an array of tables")
-    if from_text and isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
+def _tuple(value: Any, item: Any, option: Option, env: Mapping[str, str], from_text: bool) -> tuple[Any, ...]:
+    if from_text:
+        value = from_json(value)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple):
-        raise Wrong("a list of strings")
-    return tuple(_typed(one, item, env, from_text) for one in value)
+        raise Wrong("a list of texts" + (", as JSON or with commas" if from_text else ""))
+    return tuple(_typed(one, item, option, env, from_text) for one in value)
 
 
 def _bool(value: Any, from_text: bool) -> bool:
@@ -97,44 +151,51 @@ def _bool(value: Any, from_text: bool) -> bool:
     raise Wrong("true or false")
 
 
-def _number(value: Any, kind: type, from_text: bool) -> int | float:
+def _number(value: Any, kind: type, option: Option, from_text: bool) -> int | float:
     if from_text and isinstance(value, str):
         try:
             value = kind(value.strip())
         except ValueError:
-            raise Wrong(_called(kind)) from None
+            raise Wrong(_called(kind, option)) from None
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
-        raise Wrong(_called(kind))
-    number: int | float = kind(value)
+        raise Wrong(_called(kind, option))
+    try:
+        number: int | float = kind(value)
+    except OverflowError:
+        raise Wrong(_called(kind, option)) from None
     return number
 
 
-def _called(kind: type) -> str:
-    return "a whole number" if kind is int else "a number"
-
-
-def _duration(value: Any, from_text: bool) -> Duration:
+def _duration(value: Any, option: Option, from_text: bool) -> Duration:
     if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if match:
-            return Duration(float(match[1]) * _UNITS[match[2]])
-        if from_text and value.strip().replace(".", "", 1).isdigit():
+        if (seconds := _seconds(value)) is not None:
+            return Duration(seconds)
+        if from_text and _SECONDS.fullmatch(value):
             return Duration(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_S:
         return Duration(value)
-    raise Wrong('a duration like "250ms", "1s", "5m", "2h", or seconds as a number')
+    raise Wrong(_called(Duration, option))
 
 
 def _secret(value: Any, env: Mapping[str, str]) -> Secret:
     if not isinstance(value, str):
-        raise Wrong('a string, "file:/path" or "env:NAME"')
+        raise Wrong('text, "file:/path" or "env:NAME"')
     if value.startswith("env:"):
-        if value[4:] not in env:
-            raise Wrong(f"the environment variable {value[4:]} to be set")
+        if not env.get(value[4:]):
+            raise Wrong(f"the environment variable {value[4:]} to be set, and not empty")
         return Secret(env[value[4:]])
     if value.startswith("file:"):
-        try:
-            return Secret(Path(value[5:]).read_text().strip())
-        except OSError as error:
-            raise Wrong(f"a file that can be read ({error.strerror}: {value[5:]})") from None
+        return Secret(_file(value[5:]))
     return Secret(value)
+
+
+def _file(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_SECRET_BYTES + 1).decode().strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise Wrong(f"a file that can be read ({why}: {path})") from None
+    if not text or len(text) > _SECRET_BYTES:
+        raise Wrong(f"a file with a secret in it ({'empty' if not text else 'too large'}: {path})")
+    return text

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +30,20 @@ def _accepted(check: Callable[[Any], object]) -> Callable[[Any], str]:
     return expected
 
 
-def _own_names(webhooks: Sequence[Webhook]) -> str:
-    names = [webhook.name for webhook in webhooks]
-    return "" if all(names) and len(set(names)) == len(names) else "a name for each, not used twice"
-
-
 @dataclass(frozen=True, slots=True)
 class Webhook:
     """
     One receiver of system events.
     """
 
-    name: str = option("", "Name in metrics and logs; must be unique.")
-    url: str = option("", "Where events are POSTed, http:// or https://.", check=_accepted(check_url))
+    name: str = option("", "Name in metrics and logs; must be unique.", required=True, unique=True)
+    url: str = option(
+        "",
+        "Where events are POSTed, http:// or https://.",
+        required=True,
+        hidden=True,  # its path is often what lets a sender in
+        check=_accepted(check_url),
+    )
     secret: Secret = option(
         Secret(""),
         "Standard Webhooks secret (`whsec_` and base64); empty: unsigned.",
@@ -88,7 +89,7 @@ class Settings:
     Receivers of system events.
     """
 
-    webhooks: tuple[Webhook, ...] = option((), "Receivers of system events.", check=_own_names)
+    webhooks: tuple[Webhook, ...] = option((), "Receivers of system events.")
     slack_webhook_url: Secret = option(Secret(""), "Slack incoming webhook.", unused=_LATER)
     github_token: Secret = option(Secret(""), "GitHub token.", unused=_LATER)
     github_repository: str = option("", "owner/name.", unused=_LATER)
