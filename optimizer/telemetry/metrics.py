@@ -59,6 +59,8 @@ SERVICE_METRICS: Final = (
     Metric("task_quality_ratio", "gauge", "Mean quality of the answers, 0 to 1.", ("task", "variant")),
     # outcome other than delivered: the receiver is away or refuses
     Metric("integration_deliveries_total", "counter", "Attempts to deliver, by outcome.", ("integration", "outcome")),
+    # outcome dropped: the endpoint of the daemon's own traces is away, or too slow
+    Metric("trace_spans_total", "counter", "Spans of the daemon's own requests, by outcome.", ("outcome",)),
 )
 
 # What the parent knows of its children; rendered from its Fleet by exposition.py.
@@ -92,6 +94,7 @@ class Metrics:
     task_cost_usd_total: Counter
     task_quality_ratio: Gauge
     integration_deliveries_total: Counter
+    trace_spans_total: Counter
 
     def __init__(self, registry: CollectorRegistry) -> None:
         for metric in SERVICE_METRICS:
