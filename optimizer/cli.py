@@ -69,7 +69,7 @@ def main(
         sys.exit(EXIT_CONFIGURATION if isinstance(error, Permanent) else EXIT_TEMPORARY)
 
 
-def _check_tasks(tasks: Sequence[Any]) -> list[Problem]:
+def _check_tasks(tasks: Sequence[dict[str, Any]]) -> list[Problem]:
     """
     All that is wrong with the declared `[[tasks]]`.
     """
@@ -83,7 +83,7 @@ def _check_tasks(tasks: Sequence[Any]) -> list[Problem]:
         found = validation.task(declared, path=f"tasks[{i}]")
         if isinstance(found, list):
             problems += found
-        elif (before := first.setdefault(found.task, i)) != i:
-            told = f"is {found.task!r}, as is tasks[{before}].task"
-            problems.append(Problem(f"tasks[{i}].task", told, "a name of its own"))
+        name = declared.get("task")
+        if isinstance(name, str) and name and (before := first.setdefault(name, i)) != i:
+            problems.append(Problem(f"tasks[{i}].task", f"is {name!r}, as is tasks[{before}].task", "a name of its own"))
     return problems

@@ -50,7 +50,8 @@ class _Reading:
 
     def wrong(self, key: str, reason: str, expected: str = "") -> None:
         self.wrong_keys.add(key)
-        self.problems.append(Problem(key, f"{reason}{self.where(key)}", expected))
+        fact, meant, word = reason.partition("; did you mean")
+        self.problems.append(Problem(key, f"{fact}{self.where(key)}{meant}{word}", expected))
 
     def from_text(self, key: str) -> bool:
         return key in self.names and key not in self.spoken
