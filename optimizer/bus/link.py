@@ -31,6 +31,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from optimizer.errors import Conflict, Invalid, NotFound, OptimizerError, Permanent, Problem, Rejected, Transient
 from optimizer.messages import VERSION, Changed, Failure, Grown, Message, Pulse, decode_bus, encode
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 
 Handler = Callable[[Message], Awaitable[Message]]
@@ -100,10 +101,10 @@ class _Pump:
 
 
 class _Call:
-    __slots__ = ("data", "expiry", "future", "sent")
+    __slots__ = ("expiry", "frames", "future", "sent")
 
-    def __init__(self, data: bytes, future: asyncio.Future[Message], expiry: asyncio.TimerHandle) -> None:
-        self.data = data
+    def __init__(self, frames: tuple[bytes, ...], future: asyncio.Future[Message], expiry: asyncio.TimerHandle) -> None:
+        self.frames = frames
         self.future = future
         self.expiry = expiry
         self.sent = False
@@ -136,9 +137,12 @@ class Client:
         key = self._number.to_bytes(8, "big")
         future: asyncio.Future[Message] = self._loop.create_future()
         expiry = self._loop.call_later(timeout_s, self._expire, future, type(message).__name__, timeout_s)
-        call = self._calls[key] = _Call(_TAG + encode(message), future, expiry)
+        frames: tuple[bytes, ...] = (key, _TAG + encode(message))
+        if trace := tracing.carried():
+            frames = (*frames, trace)
+        call = self._calls[key] = _Call(frames, future, expiry)
         try:
-            self._send(key, call)
+            self._send(call)
             answer = await future
         finally:
             del self._calls[key]
@@ -151,16 +155,16 @@ class Client:
         if not future.done():
             future.set_exception(Transient(f"{self._peer} did not answer {what} within {timeout_s:g} s"))
 
-    def _send(self, key: bytes, call: _Call) -> None:
-        call.sent = self._pump.send((key, call.data))
+    def _send(self, call: _Call) -> None:
+        call.sent = self._pump.send(call.frames)
         if not call.sent and self._retry is None:
             self._retry = self._loop.call_later(_RECONNECT_MS / 1000, self._send_unsent)
 
     def _send_unsent(self) -> None:
         self._retry = None
-        for key, call in list(self._calls.items()):
+        for call in list(self._calls.values()):
             if not call.sent:
-                self._send(key, call)
+                self._send(call)
                 if not call.sent:
                     return
 
@@ -196,15 +200,16 @@ class _Server:
         self._pump = bus.bind(zmq.ROUTER, "rpc", self._on_frames)
 
     def _on_frames(self, frames: list[bytes]) -> None:
-        peer, key, data = frames
+        peer, key, data, *trace = frames
         if len(self._tasks) >= self._max_in_flight:
             self._answer(peer, key, Failure(kind="rejected", message=f"{self._max_in_flight} requests in hand already"))
             return
-        task = asyncio.get_running_loop().create_task(self._serve(peer, key, data))
+        task = asyncio.get_running_loop().create_task(self._serve(peer, key, data, *trace))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, peer: bytes, key: bytes, data: bytes) -> None:
+    async def _serve(self, peer: bytes, key: bytes, data: bytes, trace: bytes = b"") -> None:
+        tracing.arrived(trace)
         try:
             answer = await self._handler(_decode(data, "a client"))
         except OptimizerError as error:

@@ -4,6 +4,7 @@ Lines find their place, or are counted; whoever logs is neither ended nor held u
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -24,6 +25,15 @@ LINE = b"x" * 4000
 
 def note(count: int) -> bytes:
     return b"lost %d" % count
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    before = set(Path("/proc/self/fd").iterdir())
+    yield
+    for path in set(Path("/proc/self/fd").iterdir()) - before:
+        with contextlib.suppress(OSError):  # the one of the listing itself
+            os.close(int(path.name))
 
 
 @pytest.fixture

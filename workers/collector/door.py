@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 import msgspec
@@ -38,10 +39,11 @@ class _Parcel:
     Some events of one request, to be stored together; the answer is the positions of duplicates among them.
     """
 
-    __slots__ = ("done", "records")
+    __slots__ = ("context", "done", "records")
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
+        self.context = copy_context()  # whoever sends the batch, it belongs to the trace of its first request
         self.done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
 
 
@@ -194,7 +196,7 @@ class Door:
     def _send(self) -> None:
         while self._sending < _TOGETHER and (batch := self._next()):
             self._sending += 1
-            self._start(self._append(batch))
+            self._start(self._append(batch), batch[0].context)
 
     def _next(self) -> list[_Parcel]:
         batch: list[_Parcel] = []
@@ -206,8 +208,8 @@ class Door:
                 size += len(parcel.records)
         return batch
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _start(self, work: Any, context: Context | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -143,6 +143,13 @@ class Ingress:
         return _failure(kind, status, code, told, retry_after_s)
 
 
+def route(request: web.BaseRequest) -> str:
+    """
+    The path of a request, if something is served there.
+    """
+    return request.path if request.path == "/v1/traces" else "none"
+
+
 def _short(reasons: Counter[str], told: str) -> str:
     # the message has room for some reasons only; the others are counted
     return told if len(reasons) < 20 else "and others"

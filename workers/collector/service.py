@@ -15,9 +15,10 @@ from optimizer.errors import Invalid
 from optimizer.messages import Message, Submit, Submitted
 from optimizer.model import Event
 from optimizer.service import Frame
+from optimizer.telemetry import tracing
 from optimizer.telemetry.metrics import open_metrics
 from workers.collector.door import DEADLINE_S, Door
-from workers.collector.http import Ingress
+from workers.collector.http import Ingress, route
 from workers.collector.server import Server
 from workers.collector.settings import Settings
 
@@ -34,7 +35,7 @@ async def serve(frame: Frame[Settings]) -> None:
         50_000, 20, 50
     )  # events have no cycles; the usual threshold spends a tenth of the time on looking for some
     metrics = open_metrics(frame.metrics_dir, frame.slot)
-    async with Bus(frame.bus_dir, frame.name) as bus:
+    async with tracing.running(frame.config, frame.slot, metrics), Bus(frame.bus_dir, frame.name) as bus:
         door = Door(frame, RemoteStorage(bus.client("storage"), DEADLINE_S), metrics)
 
         async def answer(message: Message) -> Message:
@@ -48,7 +49,7 @@ async def serve(frame: Frame[Settings]) -> None:
 
         bus.serve(answer)
         server = Server(
-            Ingress(frame, door, metrics).handle,
+            tracing.http(Ingress(frame, door, metrics).handle, route),
             frame.settings.max_body_bytes,
             metrics.active_connections.labels("collector").set,
         )

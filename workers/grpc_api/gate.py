@@ -19,6 +19,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from optimizer.errors import Invalid, OptimizerError, Problem, Rejected
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.grpc_api.refusals import refusal
@@ -26,6 +27,18 @@ from workers.grpc_api.settings import Settings
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Act = Callable[[Any], Awaitable[Message]]
+
+# statuses that are no fault of the caller (OpenTelemetry's conventions for gRPC spans)
+_FAULTS: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
 
 
 class Gate:
@@ -63,10 +76,10 @@ class Gate:
                 async with asyncio.timeout(self._settings.timeout_secs):
                     return await act(read(raw, ""))
 
-            return await self._passed(operation, context, work)
+            return await _traced(method, context, self._passed(operation, context, work))
 
         async def stream(raws: AsyncIterator[bytes], context: Context) -> bytes:
-            return await self._passed(operation, context, lambda: act(read.each(raws)))
+            return await _traced(method, context, self._passed(operation, context, lambda: act(read.each(raws))))
 
         if method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(stream)
@@ -102,6 +115,25 @@ class Gate:
     def _count(self, change: int) -> None:
         self._in_hand += change
         self._open.set(self._in_hand)
+
+
+async def _traced(method: MethodDescriptor, context: Context, passing: Awaitable[bytes]) -> bytes:
+    if not tracing.on():
+        return await passing
+    service, name = method.containing_service.full_name, method.name
+    sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    with tracing.request(f"{service}/{name}", sent, rpc__system="grpc", rpc__service=service, rpc__method=name) as span:
+        try:
+            answer = await passing
+        except grpc.aio.AbortError as error:
+            aborted, code = error, context.code()
+            span.note(rpc__grpc__status_code=code.value[0])
+            if code in _FAULTS:
+                span.fail(code.name)
+        else:
+            span.note(rpc__grpc__status_code=grpc.StatusCode.OK.value[0])
+            return answer
+    raise aborted
 
 
 class _Reader:

@@ -21,6 +21,7 @@ from optimizer.operations.house import House
 from optimizer.pb.v1 import health_pb2 as own_health
 from optimizer.pb.v1 import selection_pb2 as selection
 from optimizer.service import Frame
+from optimizer.telemetry import tracing
 from optimizer.telemetry.metrics import open_metrics
 from workers.grpc_api.gate import Gate
 from workers.grpc_api.servicers import Health, Selections
@@ -42,6 +43,7 @@ async def serve(frame: Frame[Settings]) -> None:
     metrics = open_metrics(frame.metrics_dir, frame.slot)
     keep_content = bool(frame.config.section("collector").keep_content)
     async with (
+        tracing.running(frame.config, frame.slot, metrics),
         Bus(frame.bus_dir, frame.name) as bus,
         House.open(bus, frame.secret, clock=frame.clock, fleet=lambda: frame.fleet, keep_content=keep_content) as house,
     ):

@@ -22,6 +22,7 @@ from optimizer.errors import Transient
 from optimizer.messages import Entry, Page
 from optimizer.model import SystemEvent
 from optimizer.service import Health
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.integrations.cursor import Cursor
@@ -140,7 +141,12 @@ class Delivery:
             if self._failures and self._age_s(event) >= self._webhook.max_age:
                 return self._give_up(event, "it became too old while the receiver failed")
             headers = headers_of(self._key, event.id, self._house.clock.at(), body)
-            reply = await self._send(self._webhook.url, headers, body, self._webhook.timeout)
+            with tracing.span("webhook.deliver", "client", webhook=self._webhook.name, event_id=event.id) as span:
+                reply = await self._send(self._webhook.url, headers, body, self._webhook.timeout)
+                if reply.status is not None:
+                    span.note(http__response__status_code=reply.status)
+                if not reply.good:
+                    span.fail("no_answer" if reply.status is None else str(reply.status))
             outcome = judge(reply, self._age_s(event), self._webhook.max_age)
             if outcome is Outcome.DELIVERED:
                 return self._delivered(event)

@@ -16,6 +16,7 @@ from optimizer.errors import Invalid, Problem
 from optimizer.messages import Message
 from optimizer.resilience import backoff
 from optimizer.service import Frame
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import open_metrics
 from workers.integrations.delivery import Delivery, House
@@ -33,12 +34,17 @@ async def deliver(frame: Frame[Settings], webhooks: Sequence[Webhook]) -> None:
     """
     frame.assert_owner()
     rng = random.Random()
-    async with Bus(frame.bus_dir, frame.name) as bus, AsyncExitStack() as stack:
+    metrics = open_metrics(frame.metrics_dir, frame.slot)
+    async with (
+        tracing.running(frame.config, frame.slot, metrics),
+        Bus(frame.bus_dir, frame.name) as bus,
+        AsyncExitStack() as stack,
+    ):
         house = House(
             storage=RemoteStorage(bus.client("storage")),
             clock=frame.clock,
             health=frame.health,
-            metrics=open_metrics(frame.metrics_dir, frame.slot),
+            metrics=metrics,
             pause_s=lambda n: backoff(n, _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _JITTER, rng),
         )
         senders = [await stack.enter_async_context(Sender(frame.clock, one.allow_private)) for one in webhooks]

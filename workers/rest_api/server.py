@@ -19,6 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from optimizer.errors import OptimizerError
 from optimizer.operations.house import House
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.rest_api.bodies import complete_json
@@ -85,6 +86,15 @@ class Api:
         if self.stopping:
             response.force_close()
         return response
+
+    def template(self, request: web.BaseRequest) -> str:
+        """
+        The path of a request's route, with its parameters' names in place of their values.
+        """
+        try:
+            return self._find(request.method, request.rel_url.raw_path)[0].path
+        except Refused:
+            return "none"
 
     async def _answer(self, route: Route, name: str, request: web.BaseRequest) -> web.StreamResponse:
         settings = self._settings
@@ -176,7 +186,7 @@ class Server(web.Server):
     """
 
     def __init__(self, api: Api, on_connections: Callable[[int], None]) -> None:
-        super().__init__(api.handle)
+        super().__init__(tracing.http(api.handle, api.template))
         self._api = api
         self._on_connections = on_connections
         self._site: asyncio.Server | None = None

@@ -12,6 +12,7 @@ from optimizer.errors import Invalid, Transient
 from optimizer.operations.house import House
 from optimizer.operations.tasks import declare_tasks
 from optimizer.service import Frame
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import open_metrics
 from workers.rest_api.pages import Pages
@@ -30,6 +31,7 @@ async def serve(frame: Frame[Settings]) -> None:
     metrics = open_metrics(frame.metrics_dir, frame.slot)
     keep_content = bool(frame.config.section("collector").keep_content)
     async with (
+        tracing.running(frame.config, frame.slot, metrics),
         Bus(frame.bus_dir, frame.name) as bus,
         House.open(bus, frame.secret, clock=frame.clock, fleet=lambda: frame.fleet, keep_content=keep_content) as house,
     ):

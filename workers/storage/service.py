@@ -28,6 +28,7 @@ from optimizer.messages import (
 )
 from optimizer.model import SystemEvent
 from optimizer.service import Frame
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics, open_metrics
 from workers.storage.lake import Lake
@@ -44,8 +45,9 @@ async def serve(frame: Frame[Settings]) -> None:
     frame.assert_owner()
     folder = Path(frame.settings.lmdb_path) if frame.settings.lmdb_path else frame.config.data_dir / "lmdb"
     lake = Lake(folder, frame.settings.max_size_bytes)
-    async with Bus(frame.bus_dir, frame.name) as bus:
-        desk = Desk(frame, bus, lake, open_metrics(frame.metrics_dir, frame.slot))
+    metrics = open_metrics(frame.metrics_dir, frame.slot)
+    async with tracing.running(frame.config, frame.slot, metrics), Bus(frame.bus_dir, frame.name) as bus:
+        desk = Desk(frame, bus, lake, metrics)
         frame.probe = desk.probe
         frame.store_system_events = desk.announce
         bus.bind_publisher()
@@ -126,7 +128,8 @@ class Desk:
                 raise Invalid(f"{type(message).__name__} is no request for storage")
 
     async def _append(self, message: Append) -> Appended:
-        appended: Appended = await self.writer.run(lambda txn: self._lake.append(txn, message.records))
+        with tracing.span("storage.append", "server", records=len(message.records)):
+            appended: Appended = await self.writer.run(lambda txn: self._lake.append(txn, message.records))
         new = len(message.records) - len(appended.duplicates)
         self._stored += new
         self._metrics.events_stored_total.inc(new)
@@ -136,7 +139,8 @@ class Desk:
         return appended
 
     async def _commit(self, message: Commit) -> Committed:
-        revision: int = await self.writer.run(lambda txn: self._lake.commit(txn, message))
+        with tracing.span("storage.commit", "server", puts=len(message.puts), deletes=len(message.deletes)):
+            revision: int = await self.writer.run(lambda txn: self._lake.commit(txn, message))
         for key in (*message.puts, *message.deletes):
             if key.startswith(PUBLISHED):
                 group = "state/" + key.partition("/")[0]
