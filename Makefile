@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs Python 3.11+ and make; PYTHON chooses the interpreter of a new .venv.
+# `make help` lists the targets. Needs Python 3.11, 3.12 or 3.13 and make; PYTHON chooses the interpreter of a new .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,16 @@ help: ## list the targets
 
 venv: $(STAMP) ## create .venv with the product (editable) and the test extras
 
+define CHECK_PYTHON
+@command -v $(PYTHON) >/dev/null || { echo "make: there is no $(PYTHON); name another: make venv PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	echo "make: $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo no Python that runs); 3.11, 3.12 or 3.13 is needed: make venv PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef
+
 $(STAMP): pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
 	@touch $@
