@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 from optimizer.errors import Problem
@@ -24,8 +26,18 @@ MAX_TOKENS: Final = 10**12  # of one call; far above any model, far below an ove
 MAX_COST_USD: Final = 1e6  # of one call
 MAX_DURATION_MS: Final = 7 * 24 * 3600 * 1000.0  # a call that took longer than a week is a wrong unit
 _FUTURE: Final = timedelta(minutes=5)  # clocks of senders differ; more is a wrong clock or a wrong unit
+_RFC_3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)  # before it is a zero or a wrong unit, never a model call
+_MAX_UNKNOWN: Final = 100  # fields of one object that are told one by one
+_MAX_COMPARED: Final = 80  # characters of a word that is compared with others
+_MAX_LENGTHS_APART: Final = 4
+_MAX_COMPARISONS: Final = 200
 _INTEGERS: Final = (-(2**63), 2**64 - 1)  # what MessagePack can carry
+
+
+Drop = Callable[[str, Any], bool]  # of a field's name and value
 
 
 def shown(value: object) -> str:
@@ -45,9 +57,13 @@ def shown(value: object) -> str:
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """
-    `; did you mean "x"?` for the nearest of `words`, or nothing.
+    `; did you mean "x"?` for the nearest of `words`, or nothing. Looks at words of about that length only, and not at many:
+    senders choose some of them, and comparing is slow.
     """
-    near = difflib.get_close_matches(word[:MAX_NAME], list(words), 1)
+    if len(word) > _MAX_COMPARED:
+        return ""
+    alike = (one for one in words if abs(len(one) - len(word)) <= _MAX_LENGTHS_APART)
+    near = difflib.get_close_matches(word, list(islice(alike, _MAX_COMPARISONS)), 1)
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
@@ -208,9 +224,9 @@ class Reader:
             self._key(name, key)
         return found
 
-    def tree(self, name: str, drop: Callable[[str], bool] = lambda _: False) -> dict[str, Any]:
+    def tree(self, name: str, drop: Drop = lambda _name, _value: False) -> dict[str, Any]:
         """
-        A free-form object, bounded in depth and size; keys that `drop` names are left out at every depth.
+        A free-form object, bounded in depth and size; fields that `drop` names are left out at every depth.
         """
         walker = _Walker(self.problems, drop)
         found = walker.walk(self.mapping(name), join(self.path, name), 1)
@@ -221,8 +237,10 @@ class Reader:
         Every field that was not taken is a mistake.
         """
         names = list(known)
-        for key in self.rest:
+        for key in islice(self.rest, _MAX_UNKNOWN):
             self.wrong(key, f"is not a known field{did_you_mean(key, names)}")
+        if len(self.rest) > _MAX_UNKNOWN:
+            self.wrong("", f"has {len(self.rest) - _MAX_UNKNOWN} more fields that are not known")
 
     def _key(self, name: str, key: str) -> None:
         if not key or len(key) > MAX_NAME or not encodable(key):
@@ -252,7 +270,7 @@ def span(low: float, high: float) -> str:
 def _moment(value: object) -> datetime | None:
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else None
-    if not isinstance(value, str) or not 20 <= len(value) <= 40 or value[10] not in "Tt " or value[4] != "-":
+    if not isinstance(value, str) or len(value) > 40 or not _RFC_3339.fullmatch(value):
         return None
     try:
         moment = datetime.fromisoformat(value.upper())
@@ -262,7 +280,7 @@ def _moment(value: object) -> datetime | None:
 
 
 class _Walker:
-    def __init__(self, problems: list[Problem], drop: Callable[[str], bool]) -> None:
+    def __init__(self, problems: list[Problem], drop: Drop) -> None:
         self._problems = problems
         self._drop = drop
         self._nodes = 0
@@ -284,7 +302,7 @@ class _Walker:
         if depth > MAX_DEPTH:
             return self._wrong(path, f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, Mapping):
-            kept = [key for key in value if not self._drop(key)]
+            kept = [key for key, field in value.items() if not self._drop(key, field)]
             return {self._text(key, path): self.walk(value[key], join(path, key), depth + 1) for key in kept}
         if isinstance(value, list | tuple):
             return [self.walk(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value[: MAX_NODES + 1])]

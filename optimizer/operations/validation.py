@@ -7,7 +7,6 @@ Prompt and completion texts are dropped here, at the door: fields and attributes
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -27,7 +26,17 @@ from optimizer.model import (
     Task,
     Variant,
 )
-from optimizer.operations.checks import MAX_COST_USD, MAX_DURATION_MS, Reader, did_you_mean, join, shown, span
+from optimizer.operations.checks import (
+    MAX_COST_USD,
+    MAX_DURATION_MS,
+    Drop,
+    Reader,
+    did_you_mean,
+    join,
+    shown,
+    span,
+)
+from optimizer.operations.content import is_content
 
 MAX_PROBLEMS: Final = 1000  # listed in one answer; the rest is counted
 _MAX_ERROR: Final = 1000  # characters of an error; a stack trace belongs into a log
@@ -44,23 +53,9 @@ _MAPPED: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("gen_ai.response.model", "gen_ai.request.model"),
     "service": ("service.name",),
 }
-_CONTENT: Final = re.compile(
-    r"(prompts?|completions?|inputs?|outputs?|messages|(input|output)[._]messages|(input|output)\.value"
-    r"|gen_ai\..*messages|gen_ai\.(prompt|completion)(\..*)?|gen_ai\.system_instructions"
-    r"|gen_ai\.tool\.call\.(arguments|result)|llm\.(prompts?|completions?|(input|output)_messages)(\..*)?"
-    r"|traceloop\.entity\.(input|output)|response_text|request_text)",
-    re.IGNORECASE,
-)
 _TASK_FIELDS: Final = ("task", "service", "policy", "objective", "variants", "fixed_variant", "epsilon")
 _SERVER_FIELDS: Final = ("observed", "created_at", "updated_at")  # shown by us, so a sender may return them
 _VARIANT_FIELDS: Final = ("name", "provider", "model", "parameters", "prompt", "price", "weight")
-
-
-def is_content(key: str) -> bool:
-    """
-    Whether a field or attribute of that name carries text of a prompt or a completion.
-    """
-    return len(key) <= MAX_NAME and _CONTENT.fullmatch(key) is not None
 
 
 def pseudonym(secret: bytes, text: str) -> str:
@@ -88,7 +83,7 @@ def event(
         return [Problem(path, f"is {shown(raw)}", "an object")]
     problems: list[Problem] = []
     reader = Reader(raw, path, problems)
-    drop = (lambda _: False) if keep_content else is_content
+    drop = _nothing if keep_content else is_content
     extra = reader.tree("attributes", drop)
     names = _names(reader, extra)
     found = Event(
@@ -102,7 +97,7 @@ def event(
         parameters=reader.tree("parameters", drop),
         scores=reader.numbers("scores"),
         feedback=_feedback(reader),
-        context=reader.scalars("context"),
+        context={name: value for name, value in reader.scalars("context").items() if not drop(name, value)},
         session=pseudonym(secret, reader.text("session", printable=False)),
         user=pseudonym(secret, reader.text("user", printable=False)),
         attributes=_attributes(reader, extra, drop),
@@ -150,10 +145,14 @@ def _feedback(reader: Reader) -> Feedback | None:
     return found
 
 
-def _attributes(reader: Reader, extra: dict[str, Any], drop: Any) -> dict[str, Any]:
+def _nothing(_name: str, _value: object) -> bool:
+    return False
+
+
+def _attributes(reader: Reader, extra: dict[str, Any], drop: Drop) -> dict[str, Any]:
     for mine in ("source", "cost_estimated"):  # of our own making; an exported event may come back with them
         reader.rest.pop(mine, None)
-    unknown = {key: value for key, value in reader.rest.items() if value is not None and not drop(key)}
+    unknown = {key: value for key, value in reader.rest.items() if value is not None and not drop(key, value)}
     inner = Reader({"": unknown}, reader.path, reader.problems)
     return {**inner.tree(""), **extra} if unknown else extra
 

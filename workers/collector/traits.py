@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from optimizer.model import MAX_NAME
 from optimizer.operations.checks import MAX_COST_USD, MAX_DURATION_MS, MAX_TOKENS
-from optimizer.operations.validation import is_content
+from optimizer.operations.content import is_content
 
 OPERATION: Final = "gen_ai.operation.name"
 _MAX_TEXT: Final = 1000  # characters of one attribute's value
@@ -81,12 +80,12 @@ def _trait(key: str, value: Any, keep_content: bool) -> Trait:
             return Trait("field", field, rank, Wrong(str(error)))
     if key == OPERATION:
         return Trait("none", key, 0, value if isinstance(value, str) and len(value) <= MAX_NAME else "")
+    if not keep_content and is_content(key, value):
+        return NOTHING
     if key.startswith(_CONTEXT):
         return _other(
             "context", key.removeprefix(_CONTEXT), None if isinstance(value, list | dict) else _kept(value, True)
         )
-    if not keep_content and not isinstance(value, int | float) and _is_content(key):
-        return NOTHING
     place: Place = "parameters" if key.startswith(_REQUEST) else "rest"
     return _other(place, key.removeprefix(_REQUEST), _kept(value, keep_content))
 
@@ -222,51 +221,8 @@ _PROVIDERS: Final = {  # values that were renamed
 
 # --- the rest ----------------------------------------------------------------------------------------------
 
-# An attribute with one of these between its dots carries text of a prompt or a completion, or stands so near to one that
-# nobody can tell; numbers and booleans of such a name are kept.
-_CONTENT_WORDS: Final = frozenset(
-    {
-        "answer",
-        "arguments",
-        "body",
-        "chunk",
-        "completion",
-        "completions",
-        "content",
-        "description",
-        "documents",
-        "explanation",
-        "hidden_params",
-        "input",
-        "input_messages",
-        "instructions",
-        "message",
-        "messages",
-        "output",
-        "output_messages",
-        "prompt",
-        "prompts",
-        "query",
-        "question",
-        "raw_request",
-        "response_text",
-        "request_text",
-        "result",
-        "results",
-        "stacktrace",
-        "system_instructions",
-        "text",
-        "tools",
-    }
-)
-_NO_CONTENT: Final = frozenset({"gen_ai.output.type", "gen_ai.prompt.name", "gen_ai.prompt.version"})
 _CONTEXT: Final = "llm_optimizer.context."
 _REQUEST: Final = "gen_ai.request."
-
-
-@lru_cache(maxsize=4096)
-def _is_content(key: str) -> bool:
-    return key not in _NO_CONTENT and (is_content(key) or not _CONTENT_WORDS.isdisjoint(key.lower().split(".")))
 
 
 def _kept(value: Any, keep_content: bool) -> Any:
@@ -288,9 +244,5 @@ def _without_content(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_content(one) for one in value]
     if isinstance(value, dict):
-        return {
-            key: _without_content(one)
-            for key, one in value.items()
-            if isinstance(one, int | float) or not _is_content(key[:MAX_NAME])
-        }
+        return {key: _without_content(one) for key, one in value.items() if not is_content(key, one)}
     return value
