@@ -77,7 +77,8 @@ async def list_tasks(house: House, request: ListTasks) -> TaskPage:
     The tasks that are declared or were observed.
     """
     page = await house.storage.scan(TASK, decode_cursor(request.cursor, "tasks", str, TASK), request.limit)
-    after = encode_cursor("tasks", max(page.states)) if page.more else None
+    last = next(reversed(page.states), "")  # in the order of storage, where long keys end in a digest
+    after = encode_cursor("tasks", last) if page.more else None
     return TaskPage(items=[_decoder.decode(state.body) for state in page.states.values()], next_cursor=after)
 
 

@@ -101,6 +101,18 @@ async def test_a_page_of_large_values_ends_early(storage: Storage) -> None:
     assert pages == [[f"learn/{i}" for i in range(4)], [f"learn/{i}" for i in range(4, 8)]]
 
 
+async def test_pages_follow_the_last_key_whatever_its_length(storage: Storage) -> None:
+    keys = {"task/" + "語" * 190 + f"{i:02}" for i in range(20)} | {"task/a", "task/語"}
+    await storage.commit(dict.fromkeys(keys, b""))
+    seen: list[str] = []
+    after, more = "", True
+    while more:
+        page = await storage.scan("task/", after, limit=3)
+        seen += page.states
+        after, more = next(reversed(page.states)), page.more
+    assert sorted(seen) == sorted(keys)
+
+
 def test_the_map_grows_without_a_loss(tmp_path: Path) -> None:
     lake = Lake(tmp_path, first_map_bytes=256 * 1024)
     for i in range(40):

@@ -112,9 +112,8 @@ def _target(descriptor: int) -> Path | None:
 def test_a_commit_that_fails_at_its_last_page_is_refused_and_the_store_works_on(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     fill(lake, 200)
-    last = max(
-        fd for fd in range(3, 100) if _target(fd) == tmp_path / "data.mdb"
-    )  # the one for meta pages: opened second
+    descriptors = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    last = max(fd for fd in descriptors if _target(fd) == tmp_path / "data.mdb")  # of the meta pages: opened second
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, last)
     os.close(full)
