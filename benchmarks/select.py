@@ -88,7 +88,7 @@ async def _serve(folder: Path) -> None:
     from optimizer.operations.tasks import WriteTask, create_task
     from optimizer.telemetry.metrics import open_metrics
     from workers.rest_api.routes import ROUTES
-    from workers.rest_api.server import Api, Server
+    from workers.rest_api.server import Api, ApiServer
     from workers.rest_api.settings import Settings
 
     storage = MemoryStorage()
@@ -116,8 +116,8 @@ async def _serve(folder: Path) -> None:
     assert runner.server is not None
     servers = (
         runner.server,
-        Server(Api(house, Settings(), metrics, [nothing]), gauge.set),
-        Server(Api(house, Settings(), metrics, ROUTES), gauge.set),
+        ApiServer(Api(house, Settings(), metrics, [nothing]), gauge.set),
+        ApiServer(Api(house, Settings(), metrics, ROUTES), gauge.set),
     )
     loop = asyncio.get_running_loop()
     gc.collect()

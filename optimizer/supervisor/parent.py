@@ -378,6 +378,18 @@ class Supervisor:
             for ward in self.wards[name]:
                 ward.send(message)
 
+    def tell_reloading(self) -> None:
+        """
+        The service manager waits until `tell_reloaded`.
+        """
+        self._notifier.reloading(self._loop.time())
+
+    def tell_reloaded(self) -> None:
+        """
+        A reload is done, whatever became of it.
+        """
+        self._notifier.ready(self._sentence(self.fleet()))
+
     def _reopen(self) -> None:
         reopen()
         self.tune(Tune(reopen=True), self.wards)

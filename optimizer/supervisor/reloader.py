@@ -91,6 +91,13 @@ class Reloader:
             self.on_hangup()
 
     async def _reload(self) -> dict[str, Any]:
+        self._supervisor.tell_reloading()
+        try:
+            return await self._change()
+        finally:
+            self._supervisor.tell_reloaded()
+
+    async def _change(self) -> dict[str, Any]:
         old = self._supervisor.config
         try:
             found = plan(old, self._read())

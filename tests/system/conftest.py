@@ -11,6 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from system.daemon import Daemon
@@ -23,8 +24,8 @@ def launch() -> Iterator[Callable[..., Daemon]]:
     """
     daemons: list[Daemon] = []
 
-    def start(config: str = "") -> Daemon:
-        daemons.append(Daemon(Path(tempfile.mkdtemp(prefix="llmo-")), config))
+    def start(config: str = "", **more: Any) -> Daemon:
+        daemons.append(Daemon(Path(tempfile.mkdtemp(prefix="llmo-")), config, **more))
         return daemons[-1].start()
 
     yield start

@@ -40,8 +40,10 @@ class Daemon:
     One running daemon; `config` is appended to what tests always want.
     """
 
-    def __init__(self, folder: Path, config: str = "") -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, config: str = "", env: dict[str, str] | None = None, runtime_dir: Path | None = None
+    ) -> None:
+        self.folder, self.runtime_dir = folder, runtime_dir or folder / "run"
         self.rest, self.grpc, self.metrics, self.otlp = free_ports(4)
         self.config = folder / "config.toml"
         self.config.write_text(config)
@@ -49,11 +51,12 @@ class Daemon:
         self.env = {
             **os.environ,
             prefix + "SERVICE__DATA_DIR": str(folder / "data"),
-            prefix + "SERVICE__RUNTIME_DIR": str(folder / "run"),
+            prefix + "SERVICE__RUNTIME_DIR": str(self.runtime_dir),
             prefix + "REST_API__PORT": str(self.rest),
             prefix + "GRPC_API__PORT": str(self.grpc),
             prefix + "OBSERVABILITY__METRICS_PORT": str(self.metrics),
             prefix + "COLLECTOR__OTLP_HTTP_PORT": str(self.otlp),
+            **(env or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +106,7 @@ class Daemon:
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [BIN / "optimizerctl", "--socket", self.folder / "run" / "admin.sock", *arguments],
+            [BIN / "optimizerctl", "--socket", self.runtime_dir / "admin.sock", *arguments],
             env=self.env,
             capture_output=True,
             text=True,
@@ -136,7 +139,7 @@ class Daemon:
         """
         Every process that was started for this folder and still runs.
         """
-        mark = str(self.folder / "run").encode()
+        mark = str(self.runtime_dir).encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -19,7 +19,7 @@ from optimizer.telemetry import tracing
 from optimizer.telemetry.metrics import open_metrics
 from workers.collector.door import DEADLINE_S, Door
 from workers.collector.http import Ingress, route
-from workers.collector.server import Server
+from workers.collector.server import IngressServer
 from workers.collector.settings import Settings
 
 _FLIGHT_S: Final = DEADLINE_S + 1.0  # longest time that a request in hand may take to end
@@ -48,7 +48,7 @@ async def serve(frame: Frame[Settings]) -> None:
             return Submitted(duplicates=await door.take(message.source, events))
 
         bus.serve(answer)
-        server = Server(
+        server = IngressServer(
             tracing.http(Ingress(frame, door, metrics).handle, route),
             frame.settings.max_body_bytes,
             metrics.active_connections.labels("collector").set,

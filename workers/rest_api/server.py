@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -18,6 +17,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from optimizer.errors import OptimizerError
+from optimizer.http_server import IDLE_S, LINGER_S, Connection, Server
 from optimizer.operations.house import House
 from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
@@ -28,11 +28,7 @@ from workers.rest_api.routes import Call, Route
 from workers.rest_api.settings import Settings
 from workers.rest_api.tally import Tally
 
-BACKLOG: Final = 1024  # callers who wait while the service restarts
 _ADDRESSES: Final = 512  # whose routes are remembered
-_LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
-_IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
-_GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
 
 
 # aiohttp formats no line of an access log whose logger is off; metrics count requests
@@ -154,15 +150,8 @@ def _name(segment: str) -> str:
         raise Refused(400, "the address is not UTF-8 under its percent signs") from None
 
 
-class _Connection(RequestHandler):
+class _Connection(Connection):
     __slots__ = ()
-
-    @property
-    def fresh(self) -> bool:
-        """
-        No request has come yet.
-        """
-        return self._request_count == 0
 
     def handle_error(
         self,
@@ -180,16 +169,14 @@ class _Connection(RequestHandler):
         return response
 
 
-class Server(web.Server):
+class ApiServer(Server):
     """
-    aiohttp's server with our connections; `on_connections` hears their number.
+    The server of an Api.
     """
 
     def __init__(self, api: Api, on_connections: Callable[[int], None]) -> None:
-        super().__init__(tracing.http(api.handle, api.template))
+        super().__init__(tracing.http(api.handle, api.template), on_connections)
         self._api = api
-        self._on_connections = on_connections
-        self._site: asyncio.Server | None = None
 
     def __call__(self) -> RequestHandler:
         return _Connection(
@@ -197,38 +184,14 @@ class Server(web.Server):
             loop=asyncio.get_running_loop(),
             access_log=_NO_LOG,
             auto_decompress=False,  # aiohttp would inflate without a bound; bodies.py does it within ours
-            keepalive_timeout=_IDLE_S,
-            lingering_time=_LINGER_S,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
         )
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._on_connections(len(self.connections))
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._on_connections(sum(1 for one in self.connections if one is not handler))
-
-    async def listen(self, listener: socket.socket) -> None:
-        """
-        Accept connections from now on.
-        """
-        loop = asyncio.get_running_loop()
-        self._site = await loop.create_server(self, sock=listener, backlog=BACKLOG)
 
     async def stop(self, budget_s: float) -> None:
         """
         Stop accepting, answer what is in flight, close; what takes longer than `budget_s` is cut.
         """
         self._api.stopping = True
-        loop = asyncio.get_running_loop()
-        until = loop.time() + budget_s
-        await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
-        if self._site is not None:
-            self._site.close()
-        grace = min(until, loop.time() + _GRACE_S)
-        while loop.time() < grace and any(isinstance(one, _Connection) and one.fresh for one in self.connections):  # noqa: ASYNC110 - aiohttp tells nobody
-            await asyncio.sleep(0.005)
-        self.pre_shutdown()
-        await self.shutdown(max(0.1, until - loop.time()))
+        await super().stop(budget_s)
         self._api.tally.flush()

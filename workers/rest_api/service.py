@@ -16,7 +16,7 @@ from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import open_metrics
 from workers.rest_api.pages import Pages
-from workers.rest_api.server import Api, Server
+from workers.rest_api.server import Api, ApiServer
 from workers.rest_api.settings import Settings
 
 _WATCH_S: Final = 1.0
@@ -36,7 +36,7 @@ async def serve(frame: Frame[Settings]) -> None:
         House.open(bus, frame.secret, clock=frame.clock, fleet=lambda: frame.fleet, keep_content=keep_content) as house,
     ):
         api = Api(house, frame.settings, metrics, Pages(frame).routes())
-        server = Server(api, metrics.active_connections.labels(frame.name).set)
+        server = ApiServer(api, metrics.active_connections.labels(frame.name).set)
         if not await _unless_stopped(frame, house.book.joined()):
             return
         async with asyncio.TaskGroup() as group:

@@ -1,0 +1,99 @@
+"""
+aiohttp's low-level server on an inherited listener, with an end that cuts nobody: what both HTTP services stand on.
+
+aiohttp's own close() makes a connection deaf at once, so a body that is still on its way would never be complete. Here a
+connection that has a request in hand hears and answers until it has none, and only then is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+BACKLOG: Final = 1024  # callers who wait while the service restarts
+IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
+LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
+_GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
+_LOOK_S: Final = 0.005  # aiohttp tells nobody when a request ends
+
+
+class Connection(RequestHandler):
+    """
+    One connection of a `Server`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def fresh(self) -> bool:
+        """
+        No request has come yet.
+        """
+        return self._request_count == 0
+
+    @property
+    def busy(self) -> bool:
+        """
+        A request is in hand.
+        """
+        return self._current_request is not None
+
+
+class Server(web.Server):
+    """
+    Args:
+        handler: answers one request; closes the connection with its response while `stopping`.
+        on_connections: hears how many connections there are.
+    """
+
+    def __init__(self, handler: Any, on_connections: Callable[[int], None], **known: Any) -> None:
+        super().__init__(handler, **known)
+        self.stopping = False
+        self._on_connections = on_connections
+        self._site: asyncio.Server | None = None
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._on_connections(len(self.connections))
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._on_connections(sum(1 for one in self.connections if one is not handler))
+
+    async def listen(self, listener: socket.socket) -> None:
+        """
+        Accept connections from now on.
+        """
+        self._site = await asyncio.get_running_loop().create_server(self, sock=listener, backlog=BACKLOG)
+
+    async def stop(self, budget_s: float) -> None:
+        """
+        Stop accepting, answer what is in flight, close; what takes longer than `budget_s` is cut.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + budget_s
+        self.stopping = True
+        await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
+        if self._site is not None:
+            self._site.close()
+        grace = min(until, loop.time() + _GRACE_S)
+        while loop.time() < until and self._close_idle(loop.time() < grace):  # noqa: ASYNC110 - see _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+        await self.shutdown(max(0.1, until - loop.time()))
+
+    def _close_idle(self, fresh_too_young: bool) -> bool:
+        """
+        Close who has nothing in hand; returns whether somebody has.
+        """
+        waiting = False
+        for one in self.connections:
+            if isinstance(one, Connection) and (one.busy or (one.fresh and fresh_too_young)):
+                waiting = True
+            else:
+                one.close()
+        return waiting
