@@ -6,6 +6,9 @@ where its predecessor ended, so counters stay monotonic and the number of files 
 have the same slot; the parent reaps one before it forks the next.
 
 Metric objects are made in the child, by `open_metrics`; importing this module makes none.
+
+Names of tasks and variants come from senders, so the series of a counter are bounded: what is beyond MAX_SERIES is counted
+together under OTHER. A gauge that is set to NaN is shown no more (a series cannot be taken out of a file).
 """
 
 from __future__ import annotations
@@ -16,11 +19,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
-from prometheus_client.values import MultiProcessValue
+from prometheus_client.values import MultiProcessValue, MutexValue
+
+from optimizer.telemetry.logs import log
+from optimizer.telemetry.slotfile import SlotFile, prepare
 
 Kind = Literal["counter", "gauge", "histogram"]
 
 LATENCY_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+MAX_SERIES: Final = 4096  # of one family in one process; a scrape of so many takes a tenth of a second
+OTHER: Final = "(other)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,9 @@ SERVICE_METRICS: Final = (
     Metric("events_stored_total", "counter", "Events made durable.", ()),
     # rising: senders send again, usually after a lost acknowledgement
     Metric("events_duplicate_total", "counter", "Events that were stored already, by id.", ()),
-    # rising steadily: the consumer cannot keep up, or is down
+    # other than too_many_tasks and task_deleted: a defect, in a sender or here; the log names the events
+    Metric("events_unlearned_total", "counter", "Stored events that nothing was learned from, by reason.", ("reason",)),
+    # rising steadily: the consumer cannot keep up
     Metric("journal_lag_events", "gauge", "Events stored but not yet handled by a consumer.", ("consumer",)),
     Metric("selections_total", "counter", "Selections answered.", ("task", "variant")),
     Metric("task_cost_usd_total", "counter", "Cost of the observed calls, in US dollars.", ("task", "variant")),
@@ -89,6 +99,7 @@ class Metrics:
     events_rejected_total: Counter
     events_stored_total: Counter
     events_duplicate_total: Counter
+    events_unlearned_total: Counter
     journal_lag_events: Gauge
     selections_total: Counter
     task_cost_usd_total: Counter
@@ -101,9 +112,24 @@ class Metrics:
             setattr(self, metric.name, _make(metric, registry))
 
 
+class _Counter(Counter):
+    """
+    A counter whose number of series is bounded.
+    """
+
+    def labels(self, *values: object, **named: object) -> _Counter:
+        known: set[object] = self.__dict__.setdefault("_known", set())
+        key = values or tuple(sorted(named.items()))
+        if key not in known:
+            if len(known) >= MAX_SERIES:
+                return super().labels(*(OTHER for _ in key))
+            known.add(key)
+        return super().labels(*values, **named)
+
+
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     if metric.kind == "counter":
-        return Counter(metric.name, metric.help, metric.labels, registry=registry)
+        return _Counter(metric.name, metric.help, metric.labels, registry=registry)
     if metric.kind == "histogram":
         return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=LATENCY_BUCKETS)
     mode: Any = metric.mode
@@ -113,11 +139,27 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
 def open_metrics(directory: Path, slot: str) -> Metrics:
     """
     The metrics of this process, kept in files of `directory` under the name of its slot.
+
+    What only a living process may report (gauges of mode live…) begins anew, the rest goes on. Without room for the files the
+    service works all the same, unseen.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    values.ValueClass = MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        forget(directory, slot)
+        for prefix in {_prefix(metric) for metric in SERVICE_METRICS}:
+            prepare(directory / f"{prefix}_{slot}.db")
+    except OSError as error:
+        log.error("metrics.not_kept", directory=str(directory), error=str(error))
+        values.ValueClass = MutexValue
+    else:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+        values.MmapedDict = SlotFile  # type: ignore[attr-defined] # where prometheus_client looks for it
+        values.ValueClass = MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
     return Metrics(CollectorRegistry())
+
+
+def _prefix(metric: Metric) -> str:
+    return f"gauge_{metric.mode}" if metric.kind == "gauge" else metric.kind
 
 
 def forget(directory: Path, slot: str) -> None:

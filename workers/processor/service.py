@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
+from typing import Final
 
 from optimizer.bus.link import Bus
 from optimizer.bus.mirror import Mirror, Subscribable
 from optimizer.bus.storage import RemoteStorage, Storage
-from optimizer.errors import Conflict, Transient
+from optimizer.errors import Conflict, Rejected, Transient
 from optimizer.messages import Message
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
@@ -18,8 +20,10 @@ from optimizer.telemetry.metrics import open_metrics
 from workers.processor.settings import Settings
 from workers.processor.study import Study
 
-_POLL_S = 1.0  # when no announcement of the journal came
-_RETRY_S = 0.2
+_POLL_S: Final = 1.0  # when no announcement of the journal came
+_FIRST_RETRY_S: Final = 0.1
+_LONGEST_RETRY_S: Final = 5.0  # each retry reads everything that is committed
+_PATIENCE_S: Final = 5.0  # with a storage that does not let the processor begin, before that is said
 
 
 async def serve(frame: Frame[Settings]) -> None:
@@ -52,44 +56,70 @@ async def run(frame: Frame[Settings], bus: Subscribable, storage: Storage) -> No
         learning = group.create_task(_learn(frame, study, tasks, wake))
         await frame.stopping.wait()
         wake.set()
-        await asyncio.wait({learning}, timeout=frame.stop_budget_s / 2)
-        learning.cancel()  # it may wait for a storage that is away; what is not committed will be learned again
+        if "storage" not in frame.health.problems:
+            await asyncio.wait({learning}, timeout=frame.stop_budget_s / 2)
+        learning.cancel()  # what is not committed will be learned again
         mirror.cancel()
 
 
 async def _learn(frame: Frame[Settings], study: Study, tasks: Mirror, wake: asyncio.Event) -> None:
+    await _unless_stopped(frame, _joined(frame, tasks))
+    failures, begun = 0, False
     while not frame.stopping.is_set():
         try:
-            await tasks.joined()
-            await study.load(tasks.states)
-            break
-        except Transient as error:
-            frame.health.degrade("storage", f"storage does not answer: {error}")
-            await asyncio.sleep(_RETRY_S)
-    frame.ready()
-    while not frame.stopping.is_set():
-        try:
-            behind = await study.advance(tasks.states)
-            frame.health.clear("storage")
-        except Conflict:
-            log.warning("processor.reloads", reason="its checkpoint or a task was written by somebody else")
+            behind = await study.advance(tasks.states) if begun else await study.load(tasks.states)
+        except (Conflict, Transient) as error:
             study.doubt()
+            _tell(frame, error)
+            pause_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 10))
+            failures += 1
+            await _unless_stopped(frame, asyncio.sleep(pause_s))
             continue
-        except Transient as error:
-            frame.health.degrade("storage", f"storage does not answer: {error}")
-            study.doubt()
-            await asyncio.sleep(_RETRY_S)
-            continue
-        if not behind:
+        failures = 0
+        frame.health.clear("storage")
+        if not begun:
+            begun = True
+            frame.ready()
+        elif not behind:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), _POLL_S)
             wake.clear()
-            await _pause(frame, frame.settings.publish_interval)
+            # events gather, so that one commit carries many
+            await _unless_stopped(frame, asyncio.sleep(frame.settings.publish_interval))
 
 
-async def _pause(frame: Frame[Settings], seconds: float) -> None:
+async def _joined(frame: Frame[Settings], tasks: Mirror) -> None:
     """
-    Let events gather, so that one commit carries many; a stop ends it.
+    Return once all tasks are known; a storage that is away for long makes the processor degraded, not dead.
     """
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(frame.stopping.wait(), seconds)
+    try:
+        await asyncio.wait_for(tasks.joined(), _PATIENCE_S)
+    except TimeoutError:
+        frame.health.degrade("storage", "storage does not answer: nothing is learned until it does")
+        frame.ready()  # the APIs need not wait: they say themselves what they know
+        await tasks.joined()
+
+
+def _tell(frame: Frame[Settings], error: Conflict | Transient) -> None:
+    if isinstance(error, Conflict):
+        log.info("processor.reloads", reason=str(error))
+        return
+    sentence = f"storage has no room: {error}" if isinstance(error, Rejected) else f"storage does not answer: {error}"
+    if "storage" not in frame.health.problems:
+        log.warning("storage.lost", reason=sentence)
+    frame.health.degrade("storage", sentence)
+
+
+async def _unless_stopped(frame: Frame[Settings], waiting: Awaitable[None]) -> None:
+    """
+    Wait for something, or for the stop.
+    """
+    work = asyncio.ensure_future(waiting)
+    stop = asyncio.ensure_future(frame.stopping.wait())
+    try:
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        work.cancel()
+        stop.cancel()
