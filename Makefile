@@ -49,3 +49,10 @@ protos: venv ## regenerate optimizer/pb from protos/
 
 bench: venv ## performance by ratio against floors, in one run
 	$(BIN)/python -m benchmarks
+
+.PHONY: install uninstall
+install: ## DESTDIR= PREFIX=/usr/local: the product, its unit, configuration, completions
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(PYTHON)' systemd/install.sh
+
+uninstall: ## what install put there, but no data and no configuration
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install.sh --remove

@@ -317,7 +317,7 @@ def main() -> None:
     try:
         _namespaces((state, runtime))
     except PermissionError as error:
-        applied = f"without namespaces ({error})"
+        applied = f"without namespaces: error {error.errno}"
     print(f"sandbox: {applied}", file=sys.stderr, flush=True)
     _drop(unit)
     os.chdir(state)
