@@ -3,11 +3,15 @@ aiohttp's low-level server on an inherited listener, with an end that cuts nobod
 
 aiohttp's own close() makes a connection deaf at once, so a body that is still on its way would never be complete. Here a
 connection that has a request in hand hears and answers until it has none, and only then is closed.
+
+Connections are bounded in number, and in the time until their first request. At the bound the least useful one makes room for
+the newest: who opens many and says little shuts nobody else out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,6 +22,9 @@ from aiohttp.web_protocol import RequestHandler
 BACKLOG: Final = 1024  # callers who wait while the service restarts
 IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
 LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
+MAX_CONNECTIONS: Final = 1024  # a caller holds a few
+HEADER_S: Final = 10.0  # for the first request of a connection to arrive
+_OTHER_FILES: Final = 128  # descriptors that are left for everything else
 _GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
 _LOOK_S: Final = 0.005  # aiohttp tells nobody when a request ends
 
@@ -27,7 +34,30 @@ class Connection(RequestHandler):
     One connection of a `Server`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_first",)
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._first: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """
+        Begin; without a request the connection ends soon.
+        """
+        super().connection_made(transport)
+        self._first = self._loop.call_later(HEADER_S, self._too_slow)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """
+        End.
+        """
+        if self._first is not None:
+            self._first.cancel()
+        super().connection_lost(exc)
+
+    def _too_slow(self) -> None:
+        if self.fresh:
+            self.force_close()
 
     @property
     def fresh(self) -> bool:
@@ -43,6 +73,13 @@ class Connection(RequestHandler):
         """
         return self._current_request is not None
 
+    @property
+    def listening(self) -> bool:
+        """
+        The body of the request in hand is still on its way.
+        """
+        return self._current_request is not None and not self._current_request.content.is_eof()
+
 
 class Server(web.Server):
     """
@@ -55,11 +92,30 @@ class Server(web.Server):
         super().__init__(handler, **known)
         self.stopping = False
         self._on_connections = on_connections
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most = MAX_CONNECTIONS if files < 0 else max(8, min(MAX_CONNECTIONS, files - _OTHER_FILES))
         self._site: asyncio.Server | None = None
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        if len(self.connections) > self.most:
+            self._victim(handler).force_close()
         self._on_connections(len(self.connections))
+
+    def _victim(self, newest: RequestHandler) -> RequestHandler:
+        """
+        Who makes room: who has said nothing yet, else who has nothing in hand, else who is slow to say it; of these the oldest.
+        """
+        others = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection) and one is not newest and one.transport is not None
+        ]
+        for kind in (lambda one: one.fresh, lambda one: not one.busy, lambda one: one.listening):
+            for one in others:
+                if kind(one):
+                    return one
+        return newest
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)

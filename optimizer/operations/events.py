@@ -17,6 +17,7 @@ from optimizer.operations.house import House
 
 _PAGE: Final = 1000  # entries asked of storage at once
 _SCANNED: Final = 10_000  # entries looked at for one answer; a rare task's page is short and goes on with its cursor
+_PAGE_BYTES: Final = 4 * 1024 * 1024  # of events in one answer, about; large ones make short pages
 _DECODERS: Final[dict[Log, msgspec.msgpack.Decoder[Any]]] = {
     "journal": msgspec.msgpack.Decoder(Event),
     "system": msgspec.msgpack.Decoder(SystemEvent),
@@ -57,8 +58,8 @@ async def list_events(house: House, request: ListEvents) -> EventPage:
         end = report.journal_offset if request.log == "journal" else report.system_offset
         after = max(0, end - request.last)
     items: list[Any] = []
-    scanned, more = 0, True
-    while more and len(items) < request.limit and scanned < _SCANNED:
+    scanned, size, more = 0, 0, True
+    while more and len(items) < request.limit and scanned < _SCANNED and size < _PAGE_BYTES:
         wanted = _PAGE if request.task else request.limit - len(items)
         page = await house.storage.read(request.log, after, min(wanted, _PAGE))
         for entry in page.entries:
@@ -66,7 +67,8 @@ async def list_events(house: House, request: ListEvents) -> EventPage:
             item = decode_entry(request.log, entry)
             if not request.task or request.task == subject(item):
                 items.append(item)
-                if len(items) == request.limit:
+                size += len(entry.body)
+                if len(items) == request.limit or size >= _PAGE_BYTES:
                     break
         more = bool(page.entries) and after < page.last_offset
     here = encode_cursor(request.log, after)

@@ -4,6 +4,7 @@ Tasks, selection, feedback, statistics and events, on storage in memory.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -216,6 +217,45 @@ async def test_an_idempotency_key_names_the_events(house: House) -> None:
     for key in ("k" * 2000, "ü", "a\nb"):
         with pytest.raises(Invalid, match="Idempotency-Key"):
             await run(house, "feedback", FeedbackRequest(events=[event], idempotency_key=key))
+
+
+async def test_a_key_is_for_one_request(house: House) -> None:
+    event = {"task": "t", "variant": "a"}
+    request = FeedbackRequest(events=[event], idempotency_key="k", fingerprint=b"one")
+    with pytest.raises(Invalid, match="variant"):  # what is refused for itself takes no key
+        await run(house, "feedback", FeedbackRequest(events=[{"task": "t"}], idempotency_key="k", fingerprint=b"two"))
+    first, again = await asyncio.gather(run(house, "feedback", request), run(house, "feedback", request))
+    assert {first.duplicates, again.duplicates} == {0, 1}
+    other = FeedbackRequest(events=[event, event], idempotency_key="k", fingerprint=b"two")
+    with pytest.raises(Invalid, match="used for another request"):
+        await run(house, "feedback", other)
+    assert len((await run(house, "events.list", ListEvents())).items) == 1
+
+
+async def test_a_large_request_lets_others_have_their_turn(house: House) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await run(
+        house, "feedback", FeedbackRequest(events=[{"task": "t", "variant": "a", "attributes": {"a": 1}}] * 10_000)
+    )
+    task.cancel()
+    assert turns > 3
+
+
+async def test_pages_of_large_events_are_short(house: House) -> None:
+    event = {"task": "t", "variant": "a", "attributes": {str(i): "x" * 8000 for i in range(8)}}
+    await run(house, "feedback", FeedbackRequest(events=[event] * 100))
+    page = await run(house, "events.list", ListEvents(limit=1000))
+    assert 50 < len(page.items) < 80
+    rest = await run(house, "events.list", ListEvents(limit=1000, cursor=page.next_cursor))
+    assert (len(page.items) + len(rest.items), rest.next_cursor) == (100, None)
 
 
 async def test_an_id_twice_in_one_request_is_a_mistake(house: House) -> None:

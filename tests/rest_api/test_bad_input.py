@@ -147,11 +147,51 @@ async def test_queries(small: Rest) -> None:
 
 async def test_keys(small: Rest) -> None:
     assert await refused(small, FEEDBACK, EVENT, 422, {"Idempotency-Key": "k" * 2000}) == ["Idempotency-Key"]
+    key = {"Idempotency-Key": "mine"}
+    answers = [await small.call("POST", FEEDBACK, EVENT, key) for _ in range(2)]
+    assert [(status, body["duplicates"]) for status, body in answers] == [(200, 0), (200, 1)]
+    assert await refused(small, FEEDBACK, [EVENT], 422, key) == ["Idempotency-Key"]
 
 
 async def test_not_a_number_is_not_json_even_where_python_writes_it(small: Rest) -> None:
     for value in (math.nan, math.inf, -math.inf):
-        await refused(small, FEEDBACK, {**EVENT, "latency_ms": value}, 400)
+        bad = {**EVENT, "latency_ms": value, "context": {"a": [1, value]}}
+        assert await refused(small, FEEDBACK, bad, 400) == ["latency_ms", "context.a[1]"]
+    assert await refused(small, FEEDBACK, b'[{}, {"cost_usd": 1e400}]', 400) == ["[1].cost_usd"]
+    lines = b'{"a": 1}\n{"quality": NaN}\n{'
+    assert await refused(small, FEEDBACK, lines, 400, {"Content-Type": "application/x-ndjson"}) == [
+        "[1].quality",
+        "[2]",
+    ]
+    assert len(await refused(small, FEEDBACK, b'{"a": [' + b"NaN," * 1000 + b"1]}", 400)) == 100
+    await refused(small, FEEDBACK, b"[" * 900 + b"NaN" + b"]" * 900, 400)
+
+
+async def test_bodies_of_many_small_parts(small: Rest) -> None:
+    for body in (b"[" + b"[]," * 600_000 + b"1]", b"[" + b"{}," * 600_000 + b"1]", b"{}\n" * 600_000):
+        await refused(small, FEEDBACK, body, 413, {"Content-Type": "application/x-ndjson"})
+
+
+async def test_slow_bodies_keep_nobody_waiting(tmp_path: Path) -> None:
+    async with running(tmp_path, max_concurrency=2, max_body_bytes=MIB) as rest:
+        await rest.create()
+        head = f"POST {FEEDBACK} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {MIB}\r\n\r\n"
+        port = int(rest.url.rpartition(":")[2])
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        for _, writer in slow:
+            writer.write(head.encode() + b" " * 60_000)
+        assert (await rest.call("POST", FEEDBACK, EVENT))[0] == 200
+        large = json.dumps([EVENT] * 5000).encode()
+        for _, writer in slow[:5]:
+            writer.write(b" " * (MIB // 2))
+        answers = await asyncio.gather(*(rest.call("POST", FEEDBACK, large) for _ in range(8)))
+        assert {status for status, _ in answers} <= {200, 503}
+        assert (await rest.call("POST", FEEDBACK, EVENT))[0] == 200
+        for _, writer in slow:
+            writer.close()
+        async with asyncio.timeout(10):
+            while (await rest.call("POST", FEEDBACK, large))[0] != 200:  # their bytes are free again
+                await asyncio.sleep(0.01)
 
 
 async def raw(rest: Rest, data: bytes) -> bytes:

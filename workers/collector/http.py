@@ -18,12 +18,12 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from optimizer.errors import Invalid, Rejected, Transient
+from optimizer.http_bodies import Budget, Lease, TooLarge, TooSlow, UnknownEncoding, UnknownExpectation, read
 from optimizer.model import Event
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.collector import genai
-from workers.collector.bodies import Budget, Lease, TooLarge, TooSlow, read
 from workers.collector.door import Door
 from workers.collector.otlp import Bad, from_json, from_protobuf
 from workers.collector.settings import Settings
@@ -32,8 +32,17 @@ from workers.collector.traits import trait, trait_with_content
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 SOURCE: Final = "otlp"
-_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND, _OUT_OF_RANGE, _UNAVAILABLE = 3, 4, 5, 11, 14  # google.rpc.Code
-_CONCURRENCY: Final = 256  # requests in hand
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _NOT_FOUND, _OUT_OF_RANGE, _UNIMPLEMENTED, _UNAVAILABLE = (
+    3,
+    4,
+    5,
+    11,
+    12,
+    14,
+)  # google.rpc.Code
+_CONCURRENCY: Final = 256  # requests in hand, those whose bodies are on their way not among them
+_LARGEST_AT_ONCE: Final = 2  # bodies of the largest size, packed or plain, in hand
+_BODY_S: Final = 20.0  # for a whole body to arrive; senders give up after ten seconds
 _SLICE_S: Final = 0.02  # of work on one body before others get their turn
 _MAX_TOLD: Final = 1000  # characters of an error message
 
@@ -48,7 +57,7 @@ class Ingress:
         self._settings = frame.settings
         self._door = door
         self._metrics = metrics
-        self._budget = Budget(frame.settings.max_body_bytes)
+        self._budget = Budget(_LARGEST_AT_ONCE * frame.settings.max_body_bytes)
         self._decoding = asyncio.Lock()  # one body at a time: decoded ones are several times as large
         self._in_hand = 0
 
@@ -57,11 +66,7 @@ class Ingress:
         The answer to one request; never raises for what the sender did.
         """
         began = time.perf_counter()
-        self._in_hand += 1
-        try:
-            response = await self._answer(request)
-        finally:
-            self._in_hand -= 1
+        response = await self._answer(request)
         labels = ("otlp.traces" if request.path == "/v1/traces" else "none", str(response.status))
         self._metrics.requests_total.labels(*labels).inc()
         self._metrics.request_duration_seconds.labels(*labels).observe(time.perf_counter() - began)
@@ -69,14 +74,16 @@ class Ingress:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        answered = kind if kind in (PROTOBUF, JSON) else JSON  # who asks without a type, or of another, can read that
         if request.path != "/v1/traces":
-            told = f"{request.path[:100]} is not served here; POST /v1/traces is"
-            return _failure(JSON if kind == JSON else PROTOBUF, 404, _NOT_FOUND, told)
+            return _failure(answered, 404, _NOT_FOUND, f"{request.path[:100]} is not served here; POST /v1/traces is")
         if request.method != "POST":
-            text = "405 method not allowed, supported: [POST]"
-            return web.Response(status=405, text=text, headers={"Allow": "POST"})
+            response = _failure(answered, 405, _UNIMPLEMENTED, f"{request.method[:20]} is not possible here, but POST")
+            response.headers["Allow"] = "POST"
+            return response
         if kind not in (PROTOBUF, JSON):
-            return web.Response(status=415, text=f"415 unsupported media type, supported: [{JSON}, {PROTOBUF}]")
+            told = f"the body is of type {kind[:60]!r}; send {PROTOBUF} or {JSON}"
+            return _failure(answered, 415, _INVALID_ARGUMENT, told)
         try:
             with self._budget.lease() as lease:
                 return await self._export(request, kind, lease)
@@ -84,7 +91,9 @@ class Ingress:
             return self._refused(kind, 413, _OUT_OF_RANGE, "too_large", str(error))
         except TooSlow as error:
             return self._refused(kind, 408, _DEADLINE_EXCEEDED, "too_slow", str(error))
-        except Invalid as error:
+        except UnknownExpectation as error:
+            return self._refused(kind, 417, _INVALID_ARGUMENT, "undecodable", str(error))
+        except (Invalid, UnknownEncoding) as error:
             return self._refused(kind, 400, _INVALID_ARGUMENT, "undecodable", str(error))
         except Transient as error:
             reason = "no_room" if isinstance(error, Rejected) else "storage_away"
@@ -97,14 +106,18 @@ class Ingress:
             return self._refused(kind, 503, _UNAVAILABLE, "internal", told, 5.0)
 
     async def _export(self, request: web.BaseRequest, kind: str, lease: Lease) -> web.Response:
-        if self._in_hand > _CONCURRENCY:
-            raise Rejected(f"{_CONCURRENCY} requests are in hand already")
         self._door.room(1)
-        body = await read(request, self._settings.max_body_bytes, lease)
-        async with self._decoding:
-            events, reasons = await self._decoded(kind, body)
-        del body
-        await self._door.store(SOURCE, events)
+        body = await read(request, self._settings.max_body_bytes, lease, _BODY_S)
+        if self._in_hand >= _CONCURRENCY:
+            raise Rejected(f"{_CONCURRENCY} requests are in hand already")
+        self._in_hand += 1
+        try:
+            async with self._decoding:
+                events, reasons = await self._decoded(kind, body)
+            del body
+            await self._door.store(SOURCE, events)
+        finally:
+            self._in_hand -= 1
         if reasons:
             self._door.refuse(SOURCE, "invalid", reasons.total())
         return _success(kind, reasons)

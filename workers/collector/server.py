@@ -1,43 +1,19 @@
 """
-HTTP/1.1 on the inherited listener, with bounds on connections and on the time of their first request.
+HTTP/1.1 on the inherited listener.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from optimizer.http_server import IDLE_S, LINGER_S, Connection, Server
 
-MAX_CONNECTIONS: Final = 1024  # one sender holds one or two
-_HEADER_S: Final = 10.0  # for the first request of a connection to arrive
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-class _Connection(Connection):
-    __slots__ = ("timer",)
-
-    def __init__(self, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self.timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.timer = self._loop.call_later(_HEADER_S, self._too_slow)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        super().connection_lost(exc)
-
-    def _too_slow(self) -> None:
-        if self.fresh:
-            self.force_close()
 
 
 class IngressServer(Server):
@@ -53,7 +29,7 @@ class IngressServer(Server):
         self._largest = largest
 
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        return Connection(
             self,
             loop=asyncio.get_running_loop(),
             access_log=None,
@@ -61,11 +37,6 @@ class IngressServer(Server):
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
         )
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._answer(request)

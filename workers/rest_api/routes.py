@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
-from optimizer.errors import Invalid, Problem
+from optimizer.errors import Invalid, Problem, Rejected
 from optimizer.model import Task, TaskStats
 from optimizer.operations import feedback, selection, services
 from optimizer.operations.checks import did_you_mean, shown
@@ -22,7 +22,7 @@ from optimizer.operations.events import EventPage, ListEvents
 from optimizer.operations.house import House
 from optimizer.operations.registry import OPERATIONS
 from optimizer.operations.tasks import ListTasks, NamedTask, Nothing, TaskPage, WriteTask
-from workers.rest_api.bodies import JSON, NDJSON, parse_json, read_body, read_events, read_json
+from workers.rest_api.bodies import JSON, NDJSON, Limits, parse_json, read_body, read_events, read_json
 from workers.rest_api.quick import Quick
 from workers.rest_api.tally import Tally
 
@@ -33,14 +33,37 @@ _encode = msgspec.json.Encoder().encode
 @dataclass(slots=True)
 class Call:
     """
-    One request: `name` is the `{task}` of its address, or ""; `tally` counts.
+    One request: `name` is the `{task}` of its address, or ""; `limits` are those of its body; `tally` counts; `hands` bound
+    the operations at once. A request whose body is on its way keeps none of them busy.
     """
 
     request: web.BaseRequest
     house: House
     name: str
-    max_body_bytes: int
+    limits: Limits
     tally: Tally
+    hands: Hands
+
+
+class Hands:
+    """
+    How many operations are under way.
+
+    Args:
+        most: beyond it requests are refused.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+
+    def __enter__(self) -> None:
+        if self._taken >= self._most:
+            raise Rejected(f"{self._taken} requests are in hand already (rest_api.max_concurrency)")
+        self._taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._taken -= 1
 
 
 class Written(enum.Enum):
@@ -144,7 +167,7 @@ async def _list_tasks(call: Call) -> web.Response:
 
 
 async def _create_task(call: Call) -> web.Response:
-    document_ = await read_json(call.request, call.max_body_bytes)
+    document_ = await read_json(call.request, call.limits)
     written = await _run("tasks.create", call, WriteTask(document=document_))
     return _reply(written.task, 201, {"Location": f"/api/v1/tasks/{quote(written.task.task, safe='')}"})
 
@@ -154,7 +177,7 @@ async def _get_task(call: Call) -> web.Response:
 
 
 async def _replace_task(call: Call) -> web.Response:
-    document_ = await read_json(call.request, call.max_body_bytes)
+    document_ = await read_json(call.request, call.limits)
     written = await _run("tasks.replace", call, WriteTask(document=document_, task=call.name))
     return _reply(written.task, 201 if written.created else 200)
 
@@ -178,14 +201,14 @@ def select_at_once(house: House, name: str, body: bytes, tally: Tally) -> web.St
 
 
 async def _select(call: Call) -> web.StreamResponse:
-    body = await read_body(call.request, call.max_body_bytes) if call.request.body_exists else b""
+    body = await read_body(call.request, call.limits) if call.request.body_exists else b""
     return select_at_once(call.house, call.name, body, call.tally)
 
 
 async def _feedback(call: Call) -> web.Response:
-    events, listed = await read_events(call.request, call.max_body_bytes)
+    events, listed, digest = await read_events(call.request, call.limits)
     key = call.request.headers.get("Idempotency-Key", "")
-    request = feedback.FeedbackRequest(events=events, idempotency_key=key, listed=listed)
+    request = feedback.FeedbackRequest(events=events, idempotency_key=key, fingerprint=digest, listed=listed)
     return _reply(await _run("feedback", call, request))
 
 
@@ -198,7 +221,8 @@ async def _list_services(call: Call) -> web.Response:
 
 
 async def _run(name: str, call: Call, request: Any) -> Any:
-    return await OPERATIONS[name].run(call.house, request)
+    with call.hands:
+        return await OPERATIONS[name].run(call.house, request)
 
 
 def _reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -253,8 +277,8 @@ ROUTES: Final = (
         Written.EVENTS,
         (JSON, NDJSON),
         headers={
-            "Idempotency-Key": "gives ids to events that have none, so that the request may be sent again: at most 1024 "
-            "printable ASCII characters"
+            "Idempotency-Key": "gives ids to events that have none, so that the request may be sent again; the same key with "
+            "another body is refused. At most 1024 printable ASCII characters"
         },
     ),
     Route("GET", "/api/v1/events", "events.list", _list_events, {200: EventPage}, query=_EVENTS),

@@ -17,18 +17,20 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from optimizer.errors import OptimizerError
+from optimizer.http_bodies import Budget
 from optimizer.http_server import IDLE_S, LINGER_S, Connection, Server
 from optimizer.operations.house import House
 from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
-from workers.rest_api.bodies import complete_json
+from workers.rest_api.bodies import Limits, complete_json
 from workers.rest_api.problems import Refused, problem_response, refusal
-from workers.rest_api.routes import Call, Route
+from workers.rest_api.routes import Call, Hands, Route
 from workers.rest_api.settings import Settings
 from workers.rest_api.tally import Tally
 
 _ADDRESSES: Final = 512  # whose routes are remembered
+_LARGEST_AT_ONCE: Final = 2  # bodies of the largest size in hand; decoded they take twenty times as much
 
 
 # aiohttp formats no line of an access log whose logger is off; metrics count requests
@@ -50,7 +52,8 @@ class Api:
         self._max_body_bytes = settings.max_body_bytes
         self.tally = Tally(metrics)
         self._find = lru_cache(_ADDRESSES)(partial(_find, _tree(routes)))
-        self._in_hand = 0
+        self._hands = Hands(settings.max_concurrency)
+        self._budget = Budget(_LARGEST_AT_ONCE * settings.max_body_bytes)
         self.stopping = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -93,23 +96,17 @@ class Api:
             return "none"
 
     async def _answer(self, route: Route, name: str, request: web.BaseRequest) -> web.StreamResponse:
-        settings = self._settings
-        if self._in_hand >= settings.max_concurrency and not route.vital:
-            told = f"{self._in_hand} requests are in hand already (rest_api.max_concurrency)"
-            raise Refused(503, told, headers={"Retry-After": "1"})
-        self._in_hand += 1
-        try:
-            async with asyncio.timeout(settings.timeout_secs):
-                call = Call(request, self._house, name, self._max_body_bytes, self.tally)
-                return await route.handler(call)
-        except TimeoutError:
-            seconds = f"{float(settings.timeout_secs):g} s (rest_api.timeout_secs)"
-            if not request.content.is_eof():
-                raise Refused(408, f"the body did not arrive within {seconds}") from None
-            told = f"it took longer than {seconds}; send the same request again"
-            raise Refused(503, told, headers={"Retry-After": "1"}) from None
-        finally:
-            self._in_hand -= 1
+        seconds = float(self._settings.timeout_secs)
+        with self._budget.lease() as lease:
+            try:
+                async with asyncio.timeout(seconds):
+                    limits = Limits(self._max_body_bytes, seconds, lease)
+                    return await route.handler(Call(request, self._house, name, limits, self.tally, self._hands))
+            except TimeoutError:
+                told = f"it took longer than {seconds:g} s (rest_api.timeout_secs)"
+                if not request.content.is_eof():
+                    raise Refused(408, f"the body did not arrive in time: {told}") from None
+                raise Refused(503, f"{told}; send the same request again", headers={"Retry-After": "1"}) from None
 
 
 def _tree(routes: Sequence[Route]) -> dict[str | None, Any]:
@@ -164,7 +161,8 @@ class _Connection(Connection):
         The answer to what is no HTTP, or has headers beyond the bounds.
         """
         log.debug("rest_api.bad_http", error=repr(exc)[:200])
-        response = problem_response(Refused(status, (message or str(exc)).strip()[:300]), "")
+        told = " ".join((message or str(exc)).split())  # the parser draws with lines and arrows
+        response = problem_response(Refused(status, told[:300]), "")
         response.force_close()
         return response
 

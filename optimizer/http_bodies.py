@@ -1,8 +1,9 @@
 """
-Bodies of OTLP/HTTP requests: read and unpacked within bounds, whatever a sender claims about them.
+Bodies of HTTP requests: read and unpacked within bounds, whatever a sender claims about them.
 
 What all requests in hand may hold together is bounded too (`Budget`), so that many large ones at once end in 503 and not in
-the machine's memory.
+the machine's memory. The first `FREE_BYTES` of each do not count: whoever sends little is not refused because others send much,
+and slowly.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from aiohttp import web
 
 from optimizer.errors import Invalid, Rejected
 
-_BODY_S: Final = 20.0  # for a whole body to arrive; senders give up after ten seconds
-_AT_ONCE: Final = 2  # bodies of the largest size, packed or plain, in hand at once
+FREE_BYTES: Final = 64 * 1024
+_STEP_BYTES: Final = 1024 * 1024  # unpacked, some milliseconds of work, before others get their turn
 
 
 class TooLarge(Exception):
@@ -31,17 +32,29 @@ class TooSlow(Exception):
     """
 
 
+class UnknownEncoding(Exception):
+    """
+    The body is packed in a way that is not understood.
+    """
+
+
+class UnknownExpectation(Exception):
+    """
+    The sender expects what is not understood.
+    """
+
+
 class Budget:
     """
     Bytes that the requests in hand hold.
 
     Args:
-        largest: bytes of the largest body.
+        total: most of them at once.
     """
 
-    def __init__(self, largest: int) -> None:
-        self.largest = largest
-        self._left = _AT_ONCE * largest
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._left = total
 
     def lease(self) -> Lease:
         """
@@ -54,7 +67,7 @@ class Budget:
         Raises Rejected when `size` bytes more are too many.
         """
         if size > self._left:
-            raise Rejected(f"requests in hand hold {_AT_ONCE * self.largest - self._left} bytes already")
+            raise Rejected(f"requests in hand hold {self._total - self._left} bytes already")
         self._left -= size
 
     def give(self, size: int) -> None:
@@ -71,6 +84,7 @@ class Lease:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
+        self._free = FREE_BYTES
         self._size = 0
 
     def __enter__(self) -> Lease:
@@ -83,34 +97,47 @@ class Lease:
         """
         Raises Rejected when `size` bytes more are too many.
         """
-        self._budget.take(size)
-        self._size += size
+        counted = max(0, size - self._free)
+        self._budget.take(counted)
+        self._free = max(0, self._free - size)
+        self._size += counted
 
 
-async def read(request: web.BaseRequest, largest: int, lease: Lease) -> bytes:
+async def read(request: web.BaseRequest, largest: int, lease: Lease, body_s: float) -> bytes:
     """
     The plain body.
 
+    Args:
+        largest: bytes, before and after decompression. body_s: time for a whole body to arrive.
+
     Raises:
-        TooLarge: more than `largest` bytes, before or after decompression. TooSlow. Rejected: no room for it now.
+        TooLarge. TooSlow. UnknownEncoding. UnknownExpectation. Rejected: no room for it now.
         Invalid: it is not what its headers say.
     """
     if (request.content_length or 0) > largest:
         raise TooLarge(f"the body has {request.content_length} bytes, more than {largest}")
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):
-        raise Invalid(f"Content-Encoding {encoding[:40]!r} is not understood; gzip and none are")
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # what was sent is no part of the answer
+        raise UnknownEncoding(f"Content-Encoding {encoding[:40]!r} is not understood; gzip and none are")
+    await _encourage(request)
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(body_s):
             body = await _arrive(request, largest, lease)
     except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {_BODY_S:g} s") from None
+        raise TooSlow(f"the body did not arrive within {body_s:g} s") from None
     except web.RequestPayloadError as error:
         raise Invalid(f"the body is not well-formed HTTP: {error}") from None
-    return body if encoding in ("", "identity") else gunzip(body, largest, lease)
+    return body if encoding in ("", "identity") else await gunzip(body, largest, lease)
+
+
+async def _encourage(request: web.BaseRequest) -> None:
+    expected = request.headers.get("Expect")
+    if expected is None:
+        return
+    if expected.lower() != "100-continue":
+        raise UnknownExpectation(f"Expect: {expected[:60]} is not understood")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # what was sent is no part of the answer
 
 
 async def _arrive(request: web.BaseRequest, largest: int, lease: Lease) -> bytes:
@@ -125,7 +152,7 @@ async def _arrive(request: web.BaseRequest, largest: int, lease: Lease) -> bytes
     return b"".join(parts)
 
 
-def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
+async def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
     """
     What a gzip body holds, all of its members (RFC 1952, 2.2).
 
@@ -136,16 +163,21 @@ def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
     size = 0
     while body or not parts:
         stream = zlib.decompressobj(wbits=31)
-        try:
-            part = stream.decompress(body, largest - size + 1)
-        except zlib.error as error:
-            raise Invalid(f"the body is not gzip: {error}") from None
-        size += len(part)
-        if size > largest:
-            raise TooLarge(f"the body has more than {largest} bytes after decompression")
-        if not stream.eof:
-            raise Invalid("the gzip body is truncated")
-        lease.take(len(part))
-        parts.append(part)
+        packed = body
+        while not stream.eof:
+            try:
+                part = stream.decompress(packed, min(_STEP_BYTES, largest - size + 1))
+            except zlib.error as error:
+                raise Invalid(f"the body is not gzip: {error}") from None
+            packed = stream.unconsumed_tail
+            if not (part or packed or stream.eof):
+                raise Invalid("the gzip body is truncated")
+            size += len(part)
+            if size > largest:
+                raise TooLarge(f"the body has more than {largest} bytes after decompression")
+            lease.take(len(part))
+            parts.append(part)
+            if len(part) == _STEP_BYTES:
+                await asyncio.sleep(0)
         body = stream.unused_data.lstrip(b"\0")  # padding may follow the last member
     return b"".join(parts)

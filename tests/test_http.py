@@ -1,0 +1,142 @@
+"""
+What both HTTP services stand on, with a handler that does nothing: bounds on connections, on bodies, and on all of them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from optimizer.errors import Invalid, Rejected
+from optimizer.http_bodies import FREE_BYTES, Budget, TooLarge, gunzip
+from optimizer.http_server import Connection, Server
+
+MIB = 1024 * 1024
+Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class _Server(Server):
+    def __call__(self) -> Connection:
+        return Connection(self, loop=asyncio.get_running_loop(), access_log=None)
+
+
+@asynccontextmanager
+async def serving(most: int) -> AsyncIterator[tuple[_Server, int]]:
+    async def handle(request: web.BaseRequest) -> web.Response:
+        return web.Response(body=await request.read())
+
+    server = _Server(handle, lambda _: None)
+    server.most = most
+    listener = socket.create_server(("127.0.0.1", 0))
+    await server.listen(listener)
+    yield server, listener.getsockname()[1]
+    await server.stop(1.0)
+
+
+async def ask(port: int, text: str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> Peer:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text.encode())
+    return reader, writer
+
+
+async def status(peer: Peer) -> bytes:
+    return (await asyncio.wait_for(peer[0].readuntil(b"\r\n\r\n"), 5))[:12]
+
+
+async def ended(peer: Peer) -> bool:
+    try:
+        return await asyncio.wait_for(peer[0].read(), 5) == b""
+    except ConnectionError:
+        return True
+
+
+async def close(*peers: Peer) -> None:
+    for _, writer in peers:
+        writer.close()
+    await asyncio.gather(*(writer.wait_closed() for _, writer in peers), return_exceptions=True)
+
+
+async def test_who_says_nothing_makes_room_for_the_newest() -> None:
+    async with serving(most=3) as (_, port):
+        polite = await ask(port)
+        assert await status(polite) == b"HTTP/1.1 200"
+        silent = [await ask(port, "GET / HT") for _ in range(10)]
+        newest = await ask(port)
+        assert await status(newest) == b"HTTP/1.1 200"
+        assert await ended(silent[0])
+        polite[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await status(polite) == b"HTTP/1.1 200"
+        await close(polite, newest, *silent)
+
+
+async def test_who_is_idle_or_slow_makes_room_and_who_is_answered_does_not() -> None:
+    async with serving(most=3) as (server, port):
+        idle = await ask(port)
+        assert await status(idle) == b"HTTP/1.1 200"
+        slow = [await ask(port, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab") for _ in range(2)]
+        async with asyncio.timeout(5):
+            while sum(isinstance(one, Connection) and one.listening for one in server.connections) < 2:
+                await asyncio.sleep(0.01)
+        one, two = await ask(port), await ask(port)
+        assert [await status(one), await status(two)] == [b"HTTP/1.1 200"] * 2
+        assert await ended(idle)
+        await close(idle, *slow, one, two)
+
+
+async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimizer.http_server.HEADER_S", 0.1)
+    async with serving(most=3) as (_, port):
+        peer = await ask(port, "GET / HTTP/1.1\r\nHost:")
+        assert await ended(peer)
+        await close(peer)
+
+
+async def test_connections_leave_descriptors_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 500))
+    assert _Server(None, lambda _: None).most < 500 - 100
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"a" * (5 * MIB), os.urandom(2 * MIB)], ids=len)
+async def test_what_was_packed_is_unpacked(data: bytes) -> None:
+    budget = Budget(20 * MIB)
+    for packed, plain in (
+        (gzip.compress(data), data),
+        (gzip.compress(data) + gzip.compress(b"more") + b"\0" * 9, data + b"more"),
+    ):
+        with budget.lease() as lease:
+            assert await gunzip(packed, 10 * MIB, lease) == plain
+        with budget.lease() as lease, pytest.raises(Invalid):
+            await gunzip(packed + b"rubbish", 10 * MIB, lease)
+    for cut in range(1, 12):
+        with budget.lease() as lease, pytest.raises(Invalid, match="truncated"):
+            await gunzip(gzip.compress(data)[:-cut], 10 * MIB, lease)
+    budget.take(20 * MIB)  # all of it was given back
+
+
+@pytest.mark.parametrize("size", [1, MIB - 1, MIB, MIB + 1, 3 * MIB])
+async def test_the_bound_of_what_is_unpacked_is_exact(size: int) -> None:
+    packed = gzip.compress(b"z" * size)
+    with Budget(20 * MIB).lease() as lease:
+        assert len(await gunzip(packed, size, lease)) == size
+        with pytest.raises(TooLarge):
+            await gunzip(packed, size - 1, lease)
+
+
+async def test_a_budget_is_shared_and_little_is_free() -> None:
+    budget = Budget(MIB)
+    with budget.lease() as one:
+        one.take(MIB + FREE_BYTES)
+        with budget.lease() as two, pytest.raises(Rejected, match="in hand hold"):
+            two.take(2 * FREE_BYTES)
+        with budget.lease() as three:
+            three.take(FREE_BYTES)
+    with budget.lease() as four:
+        four.take(MIB + FREE_BYTES)
