@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "admin.sock"
+SYSTEM = Path("/run/llm-optimizer")  # RuntimeDirectory= of the unit, there while it runs
 
 
 class NotRunning(Exception):
@@ -46,7 +47,10 @@ def find_socket(given: Path | None, config: Path | None) -> Path:
         return Path(runtime) / NAME
     if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")) and (Path(runtime) / "llm-optimizer" / NAME).exists():
         return Path(runtime) / "llm-optimizer" / NAME
-    return Path(os.environ.get(prefix + "DATA_DIR") or "./data") / "run" / NAME
+    if data := os.environ.get(prefix + "DATA_DIR"):
+        return Path(data) / "run" / NAME
+    own = Path("./data/run") / NAME
+    return SYSTEM / NAME if SYSTEM.is_dir() and not os.path.exists(own) else own  # noqa: PTH110 - never raises
 
 
 def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Any:

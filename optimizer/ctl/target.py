@@ -20,7 +20,7 @@ EXIT_NOT_RUNNING: Final = 3
 _EXIT_BY_KIND: Final = {"not_found": 4, "not_permitted": 5}
 _WHERE: Final = (
     "--socket, $LLM_OPTIMIZER_SOCKET, --config, $LLM_OPTIMIZER__SERVICE__RUNTIME_DIR, $RUNTIME_DIRECTORY, "
-    "$XDG_RUNTIME_DIR/llm-optimizer, $LLM_OPTIMIZER__SERVICE__DATA_DIR/run, ./data/run"
+    "$XDG_RUNTIME_DIR/llm-optimizer, $LLM_OPTIMIZER__SERVICE__DATA_DIR/run, ./data/run, /run/llm-optimizer"
 )
 
 

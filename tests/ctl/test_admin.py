@@ -186,6 +186,7 @@ def test_a_daemon_that_dies_while_asked_is_not_running(admin: Start, ctl: Ctl) -
 def test_where_the_socket_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("LLM_OPTIMIZER_SOCKET", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("optimizer.ctl.admin.SYSTEM", tmp_path / "none")
     assert find_socket(None, None) == Path("data/run/admin.sock")
     monkeypatch.setenv("LLM_OPTIMIZER__SERVICE__DATA_DIR", "/d")
     assert find_socket(None, None) == Path("/d/run/admin.sock")
@@ -198,6 +199,21 @@ def test_where_the_socket_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("LLM_OPTIMIZER_SOCKET", "/s/x.sock")
     assert find_socket(None, None) == Path("/s/x.sock")
     assert find_socket(Path("/o"), config) == Path("/o")
+
+
+def test_the_socket_of_the_unit_is_found_where_there_is_none_of_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LLM_OPTIMIZER_SOCKET", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optimizer.ctl.admin.SYSTEM", tmp_path / "system")
+    assert find_socket(None, None) == Path("data/run/admin.sock")
+    (tmp_path / "system").mkdir(mode=0o000)
+    assert find_socket(None, None) == tmp_path / "system" / "admin.sock"
+    (tmp_path / "data" / "run").mkdir(parents=True)
+    (tmp_path / "data" / "run" / "admin.sock").touch()
+    assert find_socket(None, None) == Path("data/run/admin.sock")
 
 
 def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
