@@ -85,5 +85,7 @@ def _check_tasks(tasks: Sequence[dict[str, Any]]) -> list[Problem]:
             problems += found
         name = declared.get("task")
         if isinstance(name, str) and name and (before := first.setdefault(name, i)) != i:
-            problems.append(Problem(f"tasks[{i}].task", f"is {name!r}, as is tasks[{before}].task", "a name of its own"))
+            problems.append(
+                Problem(f"tasks[{i}].task", f"is {name!r}, as is tasks[{before}].task", "a name of its own")
+            )
     return problems

@@ -13,22 +13,22 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from optimizer.catalog import Service, start_levels
 from optimizer.config.tree import Config
 from optimizer.health import health_document
 from optimizer.messages import Fleet, Message, SystemStored, Tune
 from optimizer.supervisor import control, sockets
-from optimizer.supervisor.announcer import Announcer, Severity
+from optimizer.supervisor.announcer import Announcer
 from optimizer.supervisor.child import Birth, be
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
 from optimizer.supervisor.notify import Notifier
 from optimizer.supervisor.process import Process
 from optimizer.supervisor.resources import OomWatch
-from optimizer.supervisor.spawn import fork
-from optimizer.supervisor.views import overall, service_view
-from optimizer.supervisor.ward import Ending, Ward
+from optimizer.supervisor.spawn import fork, reap_strays
+from optimizer.supervisor.views import overall, sentence, service_view
+from optimizer.supervisor.ward import Ward
 from optimizer.telemetry.logs import log, reopen
 from optimizer.telemetry.metrics import forget
 
@@ -72,7 +72,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._turn = asyncio.Event()
         self._stop = asyncio.Event()
-        self._announcer = Announcer(config.service.environment, self._now)
+        self.announcer = Announcer(config.service.environment, self._now, lambda: self.config.service_manager.critical)
         self._oom = OomWatch()
         self._started = False
         self._news = False  # to be told at the next look
@@ -125,7 +125,8 @@ class Supervisor:
         wanted = int(getattr(self.config.section(service.section), "instances", 1))
         wards = self.wards[service.name]
         fresh = [
-            Ward(service, index, self.config.service_manager, self._born, self) for index in range(len(wards), wanted)
+            Ward(service, index, self.config.service_manager, self._born, self, self.announcer)
+            for index in range(len(wards), wanted)
         ]
         wards += fresh
         surplus = wards[wanted:]
@@ -247,7 +248,7 @@ class Supervisor:
             took = self._loop.time() - self._started_at
             ports = {name: sockets.ports(bound) for name, bound in self.listeners.items() if bound}
             log.info("daemon.ready", after_ms=round(took * 1000), ports=ports)
-            self._notifier.ready(self._sentence(self.fleet()))
+            self._notifier.ready(sentence(self.fleet()))
 
     def lost_needs(self, service: Service) -> list[str]:
         """
@@ -310,19 +311,7 @@ class Supervisor:
         return True
 
     def _reap_strays(self) -> None:
-        """
-        Grandchildren that were orphaned become ours (child subreaper); ours are reaped by their own wards.
-        """
-        ours = {process.pid for ward in self.all_wards() for process in ward.processes()}
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in ours:
-                return
-            os.waitpid(found.si_pid, os.WNOHANG)
-            log.warning("stray.reaped", child=found.si_pid, status=found.si_status)
+        reap_strays({process.pid for ward in self.all_wards() for process in ward.processes()})
 
     # --- what is shown ---
 
@@ -351,24 +340,17 @@ class Supervisor:
         fleet = self.fleet()
         for ward in self.all_wards():
             ward.send(fleet)
-        unsent = self._announcer.unsent()
-        if unsent is not None:
-            for ward in self.wards.get("storage", []):
-                if ward.state in SERVING:
-                    ward.send(unsent)
-        sentence = self._sentence(fleet)
-        if self._started and sentence != self._told_status:
-            self._told_status = sentence
-            self._notifier.status(sentence)
+        storage = [ward for ward in self.wards.get("storage", []) if ward.state in SERVING]
+        if storage and (unsent := self.announcer.unsent()) is not None:
+            storage[0].send(unsent)
+        told = sentence(fleet)
+        if self._started and told != self._told_status:
+            self._told_status = told
+            self._notifier.status(told)
 
     def _now(self) -> None:
         self._urgent = True
         self._changed.set()
-
-    @staticmethod
-    def _sentence(fleet: Fleet) -> str:
-        ill = [f"{name} is {view.state}" for name, view in fleet.services.items() if view.wanted and not view.healthy]
-        return ", ".join([fleet.status, *ill])
 
     def tune(self, message: Tune, names: Iterable[str]) -> None:
         """
@@ -388,17 +370,11 @@ class Supervisor:
         """
         A reload is done, whatever became of it.
         """
-        self._notifier.ready(self._sentence(self.fleet()))
+        self._notifier.ready(sentence(self.fleet()))
 
     def _reopen(self) -> None:
         reopen()
         self.tune(Tune(reopen=True), self.wards)
-
-    def announce(self, kind: str, severity: Severity, subject: str, summary: str, data: dict[str, Any]) -> None:
-        """
-        A system event of the daemon itself.
-        """
-        self._announcer.announce(kind, severity, subject, summary, data)
 
     # --- what wards tell (ward.Keeper) ---
 
@@ -421,7 +397,7 @@ class Supervisor:
         Storage has taken our events.
         """
         if isinstance(message, SystemStored):
-            self._announcer.on_stored(message.number)
+            self.announcer.on_stored(message.number)
 
     def on_ended(self, slot: str) -> None:
         """
@@ -434,49 +410,3 @@ class Supervisor:
         The kernel says so in our cgroup.
         """
         return self._oom.killed() > 0
-
-    def on_failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
-        """
-        Tell the world, through storage.
-        """
-        name = ward.service.name
-        severity: Severity = "critical" if name in self.config.service_manager.critical else "warning"
-        summary = f"{ward.name} ended unexpectedly ({ending})"
-        self._about(ward, "service.failed", severity, summary, ending.reason, pid, ending, next_retry_s)
-
-    def on_opened(self, ward: Ward, next_retry_s: float) -> None:
-        """
-        Tell the world that it is tried only now and then.
-        """
-        summary = f"{ward.name} has ended too often; it is tried again every {next_retry_s:g} s"
-        self._about(ward, "service.circuit_opened", "critical", summary, "circuit", None, None, next_retry_s)
-
-    def on_recovered(self, ward: Ward) -> None:
-        """
-        Tell the world that it serves again.
-        """
-        pid = ward.process.pid if ward.process is not None else None
-        self._about(ward, "service.recovered", "info", f"{ward.name} is ready again", "ready", pid, None, None)
-
-    def _about(
-        self,
-        ward: Ward,
-        kind: str,
-        severity: Severity,
-        summary: str,
-        reason: str,
-        pid: int | None,
-        ending: Ending | None,
-        next_retry_s: float | None,
-    ) -> None:
-        data = {
-            "service": ward.service.name,
-            "pid": pid,
-            "incarnation": ward.incarnation,
-            "reason": reason,
-            "exit_code": ending.exit_code if ending is not None else None,
-            "signal": ending.signal if ending is not None else None,
-            "restarts": ward.restarts.total(),
-            "next_retry_secs": None if next_retry_s is None else float(next_retry_s),
-        }
-        self.announce(kind, severity, ward.service.name, summary, data)

@@ -123,7 +123,7 @@ class Reloader:
         )
         log.error("config.rejected", problems=problems)
         self._note("rejected", problems=problems, changes=[])
-        self._supervisor.announce(
+        self._supervisor.announcer.announce(
             "config.rejected", "warning", "config", f"a reload was refused: {problems[0]}", {"problems": problems}
         )
 
@@ -138,7 +138,7 @@ class Reloader:
             if failed
             else f"{len(changes)} changes of the configuration are applied"
         )
-        self._supervisor.announce(kind, "warning" if failed else "info", "config", told, {"changes": changes})
+        self._supervisor.announcer.announce(kind, "warning" if failed else "info", "config", told, {"changes": changes})
         return note
 
     def _note(self, result: str, **known: Any) -> dict[str, Any]:

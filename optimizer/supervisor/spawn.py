@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,21 @@ def adopt_orphans() -> None:
     Grandchildren whose parent has ended become children of this process (prctl(2), PR_SET_CHILD_SUBREAPER).
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reap_strays(ours: Collection[int]) -> None:
+    """
+    Reap ended processes that we adopted; those in `ours` are reaped by who keeps them.
+    """
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in ours:
+            return  # one of ours hides the others until its keeper has seen it; the next call comes soon
+        os.waitpid(found.si_pid, os.WNOHANG)
+        log.warning("stray.reaped", child=found.si_pid, status=found.si_status)
 
 
 def threads() -> int:

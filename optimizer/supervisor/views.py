@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
-from optimizer.messages import ServiceView, SlotView
+from optimizer.messages import Fleet, ServiceView, SlotView
 from optimizer.supervisor.lifecycle import SERVING, State
 from optimizer.supervisor.ward import Ward
 
@@ -83,6 +83,14 @@ def overall(services: Mapping[str, ServiceView], critical: Collection[str]) -> S
     if all(view.healthy for view in services.values() if view.wanted):
         return "healthy"
     return "degraded"
+
+
+def sentence(fleet: Fleet) -> str:
+    """
+    How the daemon is, on one line.
+    """
+    ill = [f"{name} is {view.state}" for name, view in fleet.services.items() if view.wanted and not view.healthy]
+    return ", ".join([fleet.status, *ill])
 
 
 def _slot(ward: Ward) -> SlotView:

@@ -11,118 +11,20 @@ import random
 import string
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
 from optimizer.catalog import Service
 from optimizer.config.service_manager_settings import Settings
 from optimizer.errors import EXIT_CONFIGURATION, EXIT_TEMPORARY
 from optimizer.messages import Heartbeat, Message, Ready
 from optimizer.resilience import RestartPolicy
+from optimizer.supervisor.keeper import COMMANDED, Ending, Herald, Keeper, Timers, Transition
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, SETTLED, TABLE, Effect, Event, State
 from optimizer.supervisor.process import Process
 from optimizer.telemetry.logs import log
 
-COMMANDED: Final = "commanded"  # why a process ended, or began: somebody said so
 _TRANSITIONS: Final = 200  # kept and shown by `status SERVICE`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """
-    How a process ended. `reason`: configuration, temporary, startup, crash, hang, oom, dependency or commanded.
-    """
-
-    reason: str
-    exit_code: int | None
-    signal: str | None
-    why: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.reason}: " + (f"{self.why}, " if self.why else "") + (self.signal or f"exit code {self.exit_code}")
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """
-    One step of a slot's life; `at` is UTC.
-    """
-
-    at: datetime
-    was: State
-    now: State
-    event: Event
-    reason: str
-
-
-class Timers(Protocol):
-    """
-    What is needed of an event loop.
-    """
-
-    def time(self) -> float:
-        """
-        Monotonic seconds.
-        """
-
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
-        """
-        Call after so many seconds.
-        """
-
-
-class Keeper(Protocol):
-    """
-    What a ward asks of, and tells, the parent. None of it waits or raises.
-    """
-
-    def on_change(self, ward: Ward) -> None:
-        """
-        Its state changed.
-        """
-
-    def on_news(self, ward: Ward) -> None:
-        """
-        Its problems or metadata changed.
-        """
-
-    def on_message(self, ward: Ward, message: Message) -> None:
-        """
-        Its process said something else than how it is.
-        """
-
-    def on_ended(self, slot: str) -> None:
-        """
-        A process has ended, whatever the reason.
-        """
-
-    def on_failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
-        """
-        A process of it ended unexpectedly.
-        """
-
-    def on_opened(self, ward: Ward, next_retry_s: float) -> None:
-        """
-        Its circuit is open.
-        """
-
-    def on_recovered(self, ward: Ward) -> None:
-        """
-        It is ready for the first time after a failure.
-        """
-
-    def lost_needs(self, service: Service) -> list[str]:
-        """
-        What a service needs and does not serve now.
-        """
-
-    def ran_out_of_memory(self) -> bool:
-        """
-        Whether the kernel has killed a process of ours for memory since the last call.
-        """
 
 
 class Ward:
@@ -143,11 +45,12 @@ class Ward:
         settings: Settings,
         born: Callable[[Ward, str], Process],
         keeper: Keeper,
+        herald: Herald,
         rng: random.Random | None = None,
         loop: Timers | None = None,
     ) -> None:
         self._loop = loop or asyncio.get_running_loop()
-        self._fork, self._keeper = born, keeper
+        self._fork, self._keeper, self._herald = born, keeper, herald
         self._rng = rng or random.Random()
         self.service, self.index = service, index
         self.state, self.reason = State.INITIALIZING, ""
@@ -414,7 +317,7 @@ class Ward:
             recovered, self._failed = self._failed, False
             self.happen(Event.READY, told)
             if recovered:
-                self._keeper.on_recovered(self)
+                self._herald.recovered(self)
 
     def _beat(self, process: Process, message: Heartbeat) -> None:
         changed = (message.problems, message.metadata) != (process.problems, process.metadata)
@@ -442,7 +345,7 @@ class Ward:
             self._keeper.on_change(self)
         elif process is self.successor:
             if self.state in SERVING:
-                self._keeper.on_failed(self, ending, process.pid, None)
+                self._herald.failed(self, ending, process.pid, None)
             self.successor = None
             self.happen(Event.UNREPLACED, f"the successor did not become ready: {ending}")
         elif self.state is State.STOPPING:
@@ -455,12 +358,12 @@ class Ward:
     def _unexpected(self, ending: Ending, pid: int, ready_for_s: float) -> None:
         self._failed, self._cause = True, ending.reason
         if self.successor is not None:
-            self._keeper.on_failed(self, ending, pid, 0.0)
+            self._herald.failed(self, ending, pid, 0.0)
             self.restarts[ending.reason] += 1
             self.happen(Event.INHERITED, str(ending))
             return
         if ending.exit_code == EXIT_CONFIGURATION:
-            self._keeper.on_failed(self, ending, pid, None)
+            self._herald.failed(self, ending, pid, None)
             self.happen(Event.REFUSED, str(ending))
             return
         opened = False
@@ -468,10 +371,10 @@ class Ward:
             self._delay_s = self.policy.base_s  # not its fault, so not counted; its needs have back-offs of their own
         else:
             self._delay_s, opened = self.policy.died(self._loop.time(), ready_for_s, self._rng)
-        self._keeper.on_failed(self, ending, pid, self._delay_s)
+        self._herald.failed(self, ending, pid, self._delay_s)
         self.happen(Event.GAVE_UP if opened else Event.DIED, str(ending))
         if opened and self.policy.in_a_row == self.policy.attempts + 1:
-            self._keeper.on_opened(self, self._delay_s)
+            self._herald.opened(self, self._delay_s)
 
     def _ending(self, process: Process) -> Ending:
         name, code = process.signal_name, process.exit_code

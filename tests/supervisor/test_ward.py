@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from optimizer.catalog import Service
 from optimizer.config.service_manager_settings import Settings
 from optimizer.messages import Heartbeat, Message, Ready
+from optimizer.supervisor.keeper import Ending
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
 from optimizer.supervisor.process import Process
-from optimizer.supervisor.ward import Ending, Ward
+from optimizer.supervisor.ward import Ward
 
 MANAGER = Settings(restart_jitter=0.0)
 
@@ -109,13 +110,13 @@ class World:
         self.loop = Loop()
         self.born: list[Played] = []
         self.failures: list[tuple[str, float | None]] = []
-        self.opened = 0
-        self.recovered = 0
+        self.openings = 0
+        self.recoveries = 0
         self.lost = list(lost)
         self.oom = False
         self.fork_fails = False
         service = Service("rest_api", ("storage",), overlaps=overlaps)
-        self.ward = Ward(service, 0, manager, self._bear, self, random.Random(1), self.loop)
+        self.ward = Ward(service, 0, manager, self._bear, self, self, random.Random(1), self.loop)
 
     def _bear(self, ward: Ward, slot: str) -> Process:
         if self.fork_fails:
@@ -157,14 +158,14 @@ class World:
     def on_ended(self, slot: str) -> None:
         assert slot.startswith("rest_api-0")
 
-    def on_failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
+    def failed(self, ward: Ward, ending: Ending, pid: int, next_retry_s: float | None) -> None:
         self.failures.append((ending.reason, next_retry_s))
 
-    def on_opened(self, ward: Ward, next_retry_s: float) -> None:
-        self.opened += 1
+    def opened(self, ward: Ward, next_retry_s: float) -> None:
+        self.openings += 1
 
-    def on_recovered(self, ward: Ward) -> None:
-        self.recovered += 1
+    def recovered(self, ward: Ward) -> None:
+        self.recoveries += 1
 
     def lost_needs(self, service: Service) -> list[str]:
         return self.lost
@@ -181,11 +182,11 @@ def test_crashes_back_off_then_the_circuit_opens_and_a_probe_closes_it() -> None
         world.born[-1].end(1)
     assert [delay for _, delay in world.failures] == [0, 1, 2, 60]
     assert [reason for reason, _ in world.failures] == ["crash", "startup", "startup", "startup"]
-    assert (world.state, world.ward.circuit, world.opened) == (State.FAILED, "open", 1)
+    assert (world.state, world.ward.circuit, world.openings) == (State.FAILED, "open", 1)
     world.loop.pass_(61)
     assert (world.state, world.ward.circuit) == (State.STARTING, "half_open")
     world.born[-1].say(Ready(), world.loop.now)
-    assert world.recovered == 1
+    assert world.recoveries == 1
     world.loop.pass_(700)
     world.ward.watch(world.loop.now - 100)  # a deadline of silence is not what is looked at here
     assert world.ward.circuit == "closed"
