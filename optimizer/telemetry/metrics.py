@@ -73,7 +73,7 @@ SERVICE_METRICS: Final = (
     Metric("trace_spans_total", "counter", "Spans of the daemon's own requests, by outcome.", ("outcome",)),
 )
 
-# What the parent knows of its children; rendered from its Fleet by exposition.py.
+# What the parent knows of its children, and of itself; rendered from its Fleet by exposition.py.
 SUPERVISOR_METRICS: Final = (
     Metric("service_status", "gauge", "1 while the service runs, else 0.", ("service",)),
     Metric("service_health", "gauge", "1 while the service is healthy, else 0.", ("service",)),
@@ -82,8 +82,24 @@ SUPERVISOR_METRICS: Final = (
     ),
     # rising: it crashes; the reason says how
     Metric("service_restarts_total", "counter", "Restarts of the service, by reason.", ("service", "reason")),
+    Metric(
+        "service_transitions_total", "counter", "Changes of the service's state, by new state.", ("service", "state")
+    ),
+    # near restart_backoff_max: it has failed often
+    Metric("service_backoff_seconds", "gauge", "Seconds until the service is started again, else 0.", ("service",)),
+    # above health_check_interval: it hangs; near failure_threshold times as much: it is about to be killed
+    Metric("service_heartbeat_age_seconds", "gauge", "Seconds since the last sign of life.", ("service",)),
+    Metric("service_start_duration_seconds", "gauge", "Seconds from the newest fork to ready.", ("service",)),
+    # open: it has been given up, but for a try now and then
+    Metric("service_circuit_state", "gauge", "1 for the state of the service's circuit, else 0.", ("service", "state")),
+    Metric("service_open_files", "gauge", "Open file descriptors of the service.", ("service",)),
+    Metric("service_threads", "gauge", "Threads of the service.", ("service",)),
     Metric("memory_usage_bytes", "gauge", "Memory of the service's process, in bytes.", ("service",)),
     Metric("cpu_usage_percent", "gauge", "CPU of the service's process, in percent of one core.", ("service",)),
+    # rejected, rolled_back: what is configured is not what runs
+    Metric("config_reloads_total", "counter", "Reloads of the configuration, by result.", ("result",)),
+    # above a tenth: the machine is overloaded, or the parent blocks
+    Metric("supervisor_loop_lag_seconds", "gauge", "By how much the parent woke too late, the worst of late."),
 )
 
 

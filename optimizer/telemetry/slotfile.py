@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from optimizer.telemetry.logs import log
 
 FIRST_BYTES: Final = 1 << 16  # as prometheus_client makes them: some 400 series
 MAX_BYTES: Final = 1 << 23  # of one file: a scrape reads them all
+_HEAD_BYTES: Final = 8  # how much is used, and padding
 _ENTRY_BYTES: Final = 4 + 8 + 16  # of an entry beside its key: length, padding, value and time
 
 
@@ -39,12 +41,17 @@ def prepare(path: Path) -> None:
 
 
 def _readable(path: Path) -> bool:
+    size = path.stat().st_size
+    if size == 0:  # made by a process that was killed a moment later
+        return True
     try:
+        with path.open("rb") as file:
+            used = int.from_bytes(file.read(4), sys.byteorder, signed=True)
         for _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
             continue
     except (RuntimeError, ValueError, struct.error):
-        return path.stat().st_size == 0  # made by a process that was killed a moment later
-    return True
+        return False
+    return 0 <= used <= size and (used == 0 or used >= _HEAD_BYTES)
 
 
 class SlotFile(MmapedDict):
