@@ -88,7 +88,7 @@ async def test_readers_who_do_not_read_hold_up_nobody_for_long(
     running.frame.fleet = fleet(rest_api=view("rest_api", 7, restarts=restarts))
     slow = [await running.connect(receives=4096) for _ in range(service.SCRAPES)]
     for _, writer in slow:
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await writer.drain()
     statuses = []
     async with asyncio.timeout(60):
