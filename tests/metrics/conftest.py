@@ -73,7 +73,9 @@ def view(name: str, pid: int | None, **more: object) -> ServiceView:
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # or the kernel would take megabytes for slow readers
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16
+    )  # or the kernel would take megabytes for slow readers
     port: int = listener.getsockname()[1]
     frame: Frame[Settings] = Frame(
         name="metrics",
