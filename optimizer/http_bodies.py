@@ -1,15 +1,17 @@
 """
 Bodies of HTTP requests: read and unpacked within bounds, whatever a sender claims about them.
 
-What all requests in hand may hold together is bounded too (`Budget`), so that many large ones at once end in 503 and not in
-the machine's memory. The first `FREE_BYTES` of each do not count: whoever sends little is not refused because others send much,
-and slowly.
+What all requests in hand may hold together is bounded too (`Budget`): a large body waits until others are done with, in the
+order of arrival, and many at once end in 503 and not in the machine's memory. The first `FREE_BYTES` of each do not count:
+whoever sends little does not wait because others send much, and slowly. Beyond them the whole length that a body claims is taken
+at once, so that bodies do not wait for each other half-way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import zlib
+from collections import deque
 from typing import Final
 
 from aiohttp import web
@@ -17,6 +19,7 @@ from aiohttp import web
 from optimizer.errors import Invalid, Rejected
 
 FREE_BYTES: Final = 64 * 1024
+WAIT_S: Final = 5.0  # for a share of the budget; senders are told to come again after as long at most
 _STEP_BYTES: Final = 1024 * 1024  # unpacked, some milliseconds of work, before others get their turn
 
 
@@ -49,12 +52,14 @@ class Budget:
     Bytes that the requests in hand hold.
 
     Args:
-        total: most of them at once.
+        total: most of them at once. wait_s: longest time that a request waits for its share.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, wait_s: float = WAIT_S) -> None:
         self._total = total
         self._left = total
+        self._wait_s = wait_s
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def lease(self) -> Lease:
         """
@@ -62,19 +67,39 @@ class Budget:
         """
         return Lease(self)
 
-    def take(self, size: int) -> None:
+    async def take(self, size: int) -> None:
         """
-        Raises Rejected when `size` bytes more are too many.
+        Wait until `size` bytes more can be held.
+
+        Raises:
+            Rejected: that took too long.
         """
-        if size > self._left:
-            raise Rejected(f"requests in hand hold {self._total - self._left} bytes already")
-        self._left -= size
+        if size <= self._left and not self._waiting:
+            self._left -= size
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, mine))
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await mine
+        except (TimeoutError, asyncio.CancelledError) as error:
+            granted = mine.done() and not mine.cancelled()
+            mine.cancel()
+            self.give(size if granted else 0)  # it may have stood in front of smaller ones
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise Rejected(f"requests in hand hold {self._total - self._left} of {self._total} bytes") from None
 
     def give(self, size: int) -> None:
         """
         The bytes are free again.
         """
         self._left += size
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._left):
+            wanted, future = self._waiting.popleft()
+            if not future.done():
+                self._left -= wanted
+                future.set_result(None)
 
 
 class Lease:
@@ -93,14 +118,18 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._budget.give(self._size)
 
-    def take(self, size: int) -> None:
+    async def take(self, size: int) -> None:
         """
-        Raises Rejected when `size` bytes more are too many.
+        Hold `size` bytes more.
+
+        Raises:
+            Rejected: they did not become free in time.
         """
         counted = max(0, size - self._free)
-        self._budget.take(counted)
         self._free = max(0, self._free - size)
-        self._size += counted
+        if counted:
+            await self._budget.take(counted)
+            self._size += counted
 
 
 async def read(request: web.BaseRequest, largest: int, lease: Lease, body_s: float) -> bytes:
@@ -111,7 +140,7 @@ async def read(request: web.BaseRequest, largest: int, lease: Lease, body_s: flo
         largest: bytes, before and after decompression. body_s: time for a whole body to arrive.
 
     Raises:
-        TooLarge. TooSlow. UnknownEncoding. UnknownExpectation. Rejected: no room for it now.
+        TooLarge. TooSlow. UnknownEncoding. UnknownExpectation. Rejected: no room for it in time.
         Invalid: it is not what its headers say.
     """
     if (request.content_length or 0) > largest:
@@ -142,12 +171,15 @@ async def _encourage(request: web.BaseRequest) -> None:
 
 async def _arrive(request: web.BaseRequest, largest: int, lease: Lease) -> bytes:
     parts: list[bytes] = []
-    size = 0
+    size = held = 0
     while part := await request.content.readany():
         size += len(part)
         if size > largest:
             raise TooLarge(f"the body has more than {largest} bytes")
-        lease.take(len(part))
+        if size > held:
+            more = max(size, (request.content_length or 0) if size > FREE_BYTES else 0) - held
+            await lease.take(more)
+            held += more
         parts.append(part)
     return b"".join(parts)
 
@@ -175,7 +207,7 @@ async def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
             size += len(part)
             if size > largest:
                 raise TooLarge(f"the body has more than {largest} bytes after decompression")
-            lease.take(len(part))
+            await lease.take(len(part))
             parts.append(part)
             if len(part) == _STEP_BYTES:
                 await asyncio.sleep(0)

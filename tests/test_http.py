@@ -118,7 +118,7 @@ async def test_what_was_packed_is_unpacked(data: bytes) -> None:
     for cut in range(1, 12):
         with budget.lease() as lease, pytest.raises(Invalid, match="truncated"):
             await gunzip(gzip.compress(data)[:-cut], 10 * MIB, lease)
-    budget.take(20 * MIB)  # all of it was given back
+    await asyncio.wait_for(budget.take(20 * MIB), 0.1)  # all of it was given back
 
 
 @pytest.mark.parametrize("size", [1, MIB - 1, MIB, MIB + 1, 3 * MIB])
@@ -131,12 +131,46 @@ async def test_the_bound_of_what_is_unpacked_is_exact(size: int) -> None:
 
 
 async def test_a_budget_is_shared_and_little_is_free() -> None:
-    budget = Budget(MIB)
+    budget = Budget(MIB, wait_s=0.05)
     with budget.lease() as one:
-        one.take(MIB + FREE_BYTES)
+        await one.take(MIB + FREE_BYTES)
         with budget.lease() as two, pytest.raises(Rejected, match="in hand hold"):
-            two.take(2 * FREE_BYTES)
+            await two.take(2 * FREE_BYTES)
         with budget.lease() as three:
-            three.take(FREE_BYTES)
+            await three.take(FREE_BYTES)
     with budget.lease() as four:
-        four.take(MIB + FREE_BYTES)
+        await four.take(MIB + FREE_BYTES)
+
+
+async def test_large_bodies_wait_in_order() -> None:
+    budget = Budget(MIB)
+    order: list[int] = []
+
+    async def hold(number: int, size: int) -> None:
+        with budget.lease() as lease:
+            await lease.take(size + FREE_BYTES)
+            order.append(number)
+            await asyncio.sleep(0.001)
+
+    sizes = [MIB, MIB // 2, MIB // 2 + 1, 1, MIB]
+    await asyncio.gather(*(hold(number, size) for number, size in enumerate(sizes)))
+    assert order == [0, 1, 2, 3, 4]
+    await asyncio.wait_for(budget.take(MIB), 0.1)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_who_waits_no_more_takes_nothing(granted: bool) -> None:
+    budget = Budget(MIB)
+    await budget.take(MIB)
+    first = asyncio.create_task(budget.take(MIB))
+    small = asyncio.create_task(budget.take(1))
+    await asyncio.sleep(0)
+    if granted:
+        budget.give(MIB)
+    first.cancel()
+    await asyncio.wait({first})
+    assert first.cancelled()
+    if not granted:
+        budget.give(MIB)
+    await asyncio.wait_for(small, 0.1)
+    await asyncio.wait_for(budget.take(MIB - 1), 0.1)
