@@ -6,7 +6,7 @@ How a setting is declared: a dataclass field with its default, what it means, an
         port: int = option(8080, "TCP port; 0 takes any free one", reload="restart", minimum=0, maximum=65535)
 
 The loader, `--validate-config`, `--print-default-config` and the reload plan all read these declarations.
-Types of fields: bool, int, float, str, Duration, Secret, Path, tuple[str, ...], tuple of dataclasses (an array
+Types of fields: bool, int, float, str, Duration, Size, Secret, Path, tuple[str, ...], tuple of dataclasses (an array
 of tables), dataclass (a sub-table); each also `| None`.
 """
 
@@ -22,6 +22,12 @@ Reload = Literal["live", "restart", "fixed"]
 class Duration(float):
     """
     Seconds >= 0, written as "250ms", "1s", "5m", "2h" or "1d".
+    """
+
+
+class Size(int):
+    """
+    Bytes >= 0, written as "512MiB", "2GiB", "100MB" or a plain number.
     """
 
 

@@ -98,3 +98,10 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):  # JSON's text is TOML's, but for DEL, and for halves of a character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)
+
+
+def _size(value: int) -> str | int:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value and value % size == 0:
+            return f"{value // size}{unit}"
+    return value

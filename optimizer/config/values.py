@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Union, get_args, get_origin
 
-from optimizer.config.fields import Duration, Option, Secret
+from optimizer.config.fields import Duration, Option, Secret, Size
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)\s*")
 _SECONDS: Final = re.compile(r"\s*[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?\s*")
 _LONGEST_S: Final = 3650 * 86400.0  # more is a wrong unit, and no timer takes it
 _SECRET_BYTES: Final = 64 * 1024
+_SIZES: Final = {
+    "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40
+}  # fmt: skip
+_SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*")
 _WORDS: Final = {
     "true": True,
     "yes": True,
@@ -124,6 +128,8 @@ def _typed(value: Any, kind: Any, option: Option, env: Mapping[str, str], from_t
         return _bool(value, from_text)
     if kind is Duration:
         return _duration(value, option, from_text)
+    if kind is Size:
+        return _size(value)
     if kind is Secret:
         return _secret(value, env)
     if kind in (int, float):
@@ -141,6 +147,15 @@ def _tuple(value: Any, item: Any, option: Option, env: Mapping[str, str], from_t
     if not isinstance(value, list | tuple):
         raise Wrong("a list of texts" + (", as JSON or with commas" if from_text else ""))
     return tuple(_typed(one, item, option, env, from_text) for one in value)
+
+
+def _size(value: Any) -> Size:
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        return Size(float(found[1]) * _SIZES[found[2] or "B"])
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Wrong('a size such as "512MiB" or "2GB"')
+    return Size(value)
 
 
 def _bool(value: Any, from_text: bool) -> bool:

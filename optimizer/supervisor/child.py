@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import importlib
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from optimizer.catalog import Service
+from optimizer.config.limits import Limited
 from optimizer.config.tree import Config
 from optimizer.errors import EXIT_CONFIGURATION, EXIT_DONE, EXIT_TEMPORARY, Permanent, Transient
 from optimizer.messages import Fleet, Heartbeat, Message, Ready, Stop, SystemEvents, SystemStored, Tune
@@ -77,6 +79,7 @@ def be(birth: Birth) -> NoReturn:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is a handler
     _title(birth.slot)
     _speak(birth)
+    _limit(birth)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os._exit(_live(birth))
 
@@ -93,6 +96,12 @@ def _speak(birth: Birth) -> None:
         secrets=secrets_of(birth.config),
     )
     faulthandler.enable(crash_descriptor())
+
+
+def _limit(birth: Birth) -> None:
+    section = birth.config.section(birth.service.section)
+    if isinstance(section, Limited) and (most := section.memory_limit_hard):
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _close_others(keep: Iterable[int]) -> None:

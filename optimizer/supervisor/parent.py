@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from optimizer.catalog import Service, start_levels
+from optimizer.config.limits import Limited
 from optimizer.config.tree import Config
 from optimizer.health import health_document
 from optimizer.messages import Fleet, Message, SystemStored, Tune
@@ -213,6 +214,8 @@ class Supervisor:
                 for process in ward.processes():
                     process.forgive(late_s)
         for ward in self.all_wards():
+            section = self.config.section(ward.service.section)
+            ward.memory_limit_bytes = section.memory_limit if isinstance(section, Limited) else 0
             ward.watch(now)
         self._reap_strays()
         if self._notifier.watchdog_s is not None and now - self._fed_at >= self._notifier.watchdog_s - tick_s:

@@ -65,6 +65,7 @@ class Ward:
         self.last_exit: str | None = None
         self.next_retry_at: float | None = None
         self.start_secs: float | None = None
+        self.memory_limit_bytes = 0  # 0: none
         self.unwanted = False  # an operator has stopped it
         self.unreplaced = ""  # why the newest planned restart was not made
         self._budget_s = 30.0
@@ -191,6 +192,13 @@ class Ward:
             successor.kill(f"not ready within {limit:g} s")
         if process is not None and process.ready_at is not None:
             self.policy.survived(now, now - process.ready_at)
+            self._weigh(process, now - process.ready_at)
+
+    def _weigh(self, process: Process, ready_for_s: float) -> None:
+        used, limit = process.usage.memory_bytes, self.memory_limit_bytes
+        if 0 < limit < used and ready_for_s >= self.policy.stable_after_s and self.successor is None:
+            reason = f"it uses {used / 2**20:.0f} MiB, more than its memory_limit of {limit / 2**20:.0f} MiB"
+            self.restart(float(self.settings.shutdown_timeout), reason, "memory_limit")
 
     def missed(self, now: float) -> int:
         """

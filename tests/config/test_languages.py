@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimizer.catalog import SECTIONS, SERVICES
-from optimizer.config.fields import Duration, Option, Secret
+from optimizer.config.fields import Duration, Option, Secret, Size
 from optimizer.config.loader import load, settings_class
 from optimizer.config.printer import shown
 from optimizer.config.tree import Config
@@ -38,6 +38,8 @@ def _one(hint: Any, option: Option) -> st.SearchStrategy[Any] | None:
         return st.booleans()
     if hint is int:
         return st.integers(int(low or 0), int(high if high is not None else 10**12))
+    if hint is Size:
+        return st.one_of(st.integers(0, 2**50), st.sampled_from(["512MiB", "1.5GB", "10kB", "7", "0 B"]))
     if hint is Duration:
         return st.floats(low or 0, high or _LONG).map(lambda s: s if s % 0.25 else written(s))
     if hint is float:
@@ -117,6 +119,8 @@ def test_any_settings_mean_the_same_in_every_language(folder: Path, tree: dict[s
 def _plain(found: Any, given_: Any) -> bool:
     if isinstance(found, Secret):
         return bool(found.reveal() == given_)
+    if isinstance(found, Size):
+        return isinstance(given_, str) or found == given_
     if isinstance(found, Duration):
         return isinstance(given_, str) or float(found) == float(given_)
     if isinstance(found, tuple):

@@ -15,6 +15,7 @@ import pytest
 
 from optimizer.catalog import SECTIONS, SERVICES
 from optimizer.config.fields import Option
+from optimizer.config.limits import Limited
 from optimizer.config.loader import settings_class
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,8 @@ def test_a_setting_is_read_or_says_why_not(key: str) -> None:
         return
     if key.endswith(".enabled") and key.count(".") == 1:
         assert key.partition(".")[0] in {service.section for service in SERVICES}  # by Config.enabled
+    elif key.endswith((".memory_limit", ".memory_limit_hard")):
+        assert isinstance(settings_class(key.partition(".")[0])(), Limited)  # of any section: parent.py, child.py
     elif key.endswith(".instances"):
         assert any(service.overlaps for service in SERVICES if service.section == key.partition(".")[0])
     else:

@@ -218,3 +218,11 @@ def test_a_stop_wins_during_a_start_and_during_a_back_off(build: Build, folder: 
     house.process.send_signal(signal.SIGTERM)
     assert house.process.wait(10) == 0
     assert "service.crashed" in house.log()
+
+
+def test_a_process_cannot_take_more_than_the_hard_limit(build: Build) -> None:
+    house = build("fat", manager=QUICK + '[integrations]\nmemory_limit_hard = "96MiB"\n')
+    pid = house.until("fat", "Running")["pid"]
+    (house.folder / "run" / "eat").touch()
+    house.wait(lambda: house.status()["fat"]["pid"] not in (None, pid), "ended and started again")
+    assert "MemoryError" in house.log()

@@ -20,7 +20,7 @@ from optimizer.config.service_manager_settings import Settings
 from optimizer.messages import Heartbeat, Message, Ready
 from optimizer.supervisor.keeper import Ending
 from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
-from optimizer.supervisor.process import Process
+from optimizer.supervisor.process import NO_USAGE, Process
 from optimizer.supervisor.ward import Ward
 
 MANAGER = Settings(restart_jitter=0.0)
@@ -76,6 +76,7 @@ class Played:
         self.problems: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         self.told, self.condemned, self.ended = False, "", False
+        self.usage = NO_USAGE
         self.exit_code: int | None = None
         self.signal_name: str | None = None
 
@@ -263,6 +264,20 @@ def test_a_start_that_takes_too_long_is_ended() -> None:
     world.born[0].end(-9, "SIGKILL")
     assert world.failures == [("startup", 0)]
     assert world.ward.last_exit == "startup: not ready within 60 s, SIGKILL"
+
+
+def test_too_much_memory_is_a_planned_restart_but_not_of_a_young_process() -> None:
+    world = World(overlaps=True)
+    world.ward.memory_limit_bytes = 1000
+    first = world.run()
+    first.usage = replace(NO_USAGE, memory_bytes=1001)
+    for seconds in (59, 2):
+        assert len(world.born) == 1
+        world.loop.pass_(seconds)
+        first.beat_at = world.loop.now
+        world.ward.watch(world.loop.now)
+    world.born[1].say(Ready(), world.loop.now)
+    assert (first.told, world.state, world.ward.restarts) == (True, State.RUNNING, {"memory_limit": 1})
 
 
 def test_a_fork_that_fails_is_tried_again() -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optimizer.config.fields import option
+from optimizer.config.limits import Limited
 
 _KAFKA = "this version takes in OTLP/HTTP, REST and gRPC, not Kafka"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Limited):
     """
     Ports and bounds of the door.
     """

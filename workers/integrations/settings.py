@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.config.fields import Duration, Secret, option, table
+from optimizer.config.limits import Limited
 from optimizer.errors import Invalid
 from workers.integrations.webhook import check_url, key_of
 
@@ -84,7 +85,7 @@ class Anthropic:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Limited):
     """
     Receivers of system events.
     """

@@ -7,10 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optimizer.config.fields import Duration, option
+from optimizer.config.limits import Limited
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Limited):
     """
     Pace and bounds of learning.
     """

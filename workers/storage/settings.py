@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optimizer.config.fields import Secret, option
+from optimizer.config.limits import Limited
 
 _LATER = "this version keeps everything in LMDB"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Limited):
     """
     The embedded store, and the servers that a later version adds to it.
     """
