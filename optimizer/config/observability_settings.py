@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from optimizer.config.fields import option
 
@@ -28,8 +29,12 @@ def _appendable(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    right = not value or re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value)
-    return "" if right else "http:// or https://, a host and perhaps a port"
+    try:
+        parts = urlsplit(value)
+        right = bool(re.fullmatch(r"https?://[^\s?#]+", value) and parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    return "" if right or not value else "http:// or https://, a host and perhaps a port"
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,14 +275,11 @@ def preload(config: Config) -> None:
 
 
 def _is_own(config: Config) -> bool:
-    try:
-        address = urlsplit(config.observability.otel_endpoint)
-        host, port = address.hostname, address.port
-    except ValueError:
-        return False
+    address = urlsplit(config.observability.otel_endpoint)
     collector = config.section("collector")
     ports = {collector.otlp_http_port, collector.otlp_grpc_port} - {0}
-    return collector.enabled and port in ports and host in {*_HERE, config.service.host, os.uname().nodename}
+    here = {*_HERE, config.service.host, os.uname().nodename}
+    return bool(collector.enabled and address.port in ports and address.hostname in here)
 
 
 def _resource(config: Config, slot: str) -> dict[str, Any]:

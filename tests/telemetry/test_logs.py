@@ -336,7 +336,9 @@ def test_a_log_file_is_checked_with_the_configuration(value: str, expected: str,
             load(path, env={})
 
 
-@pytest.mark.parametrize("value", ["127.0.0.1:4318", "grpc://x", "http://", "http://a b"])
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:4318", "grpc://x", "http://", "http://a b", "http://a:99999", "http://a:0", "http://[a"]
+)
 def test_an_endpoint_is_checked_with_the_configuration(value: str, tmp_path: Path) -> None:
     from optimizer.config.loader import load
 

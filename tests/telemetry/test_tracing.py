@@ -399,7 +399,6 @@ async def test_spans_do_not_breed_spans(receive: Receive, running: Running) -> N
         ("http://127.0.0.1:9999", {}, False),
         ("http://127.0.0.1:4318", {"LLM_OPTIMIZER__COLLECTOR__ENABLED": "false"}, False),
         ("http://127.0.0.1:4318", {"LLM_OPTIMIZER__COLLECTOR__OTLP_HTTP_PORT": "4999"}, False),
-        ("http://127.0.0.1:99999", {}, False),
     ],
 )
 async def test_the_daemon_does_not_send_to_itself(
