@@ -41,9 +41,9 @@ def adopt(level: str) -> None:
             root.removeHandler(handler)
     if _BRIDGE not in root.handlers:
         root.addHandler(_BRIDGE)
-    root.setLevel(
-        logging.DEBUG if level == "trace" else logging.WARNING
-    )  # what libraries find worth telling is not our news
+    heard = logging.DEBUG if level == "trace" else logging.WARNING  # what libraries find worth telling is not our news
+    if root.level != heard:  # setting it goes through all loggers, which a fork would copy
+        root.setLevel(heard)
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     sys.unraisablehook = _unraisable
