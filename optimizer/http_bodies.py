@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from aiohttp import web
@@ -60,6 +62,7 @@ class Budget:
         self._left = total
         self._wait_s = wait_s
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._unpacking = asyncio.Lock()
 
     def lease(self) -> Lease:
         """
@@ -90,6 +93,24 @@ class Budget:
                 raise
             raise Rejected(f"requests in hand hold {self._total - self._left} of {self._total} bytes") from None
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """
+        Unpack much: one at a time, since nobody knows beforehand how much it will be, and two half-way would wait for each other.
+
+        Raises:
+            Rejected: that took too long.
+        """
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._unpacking.acquire()
+        except TimeoutError:
+            raise Rejected("other large bodies are being unpacked") from None
+        try:
+            yield
+        finally:
+            self._unpacking.release()
+
     def give(self, size: int) -> None:
         """
         The bytes are free again.
@@ -117,6 +138,12 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._budget.give(self._size)
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """
+        As `Budget.alone`.
+        """
+        return self._budget.alone()
 
     async def take(self, size: int) -> None:
         """
@@ -189,21 +216,14 @@ async def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
     What a gzip body holds, all of its members (RFC 1952, 2.2).
 
     Raises:
-        TooLarge, Rejected: without having unpacked more than `largest` bytes. Invalid: it is no gzip, or ends too early.
+        TooLarge, Rejected: without having unpacked much more than `largest` bytes. Invalid: it is no gzip, or ends too early.
     """
     parts: list[bytes] = []
     size = 0
-    while body or not parts:
-        stream = zlib.decompressobj(wbits=31)
-        packed = body
-        while not stream.eof:
-            try:
-                part = stream.decompress(packed, min(_STEP_BYTES, largest - size + 1))
-            except zlib.error as error:
-                raise Invalid(f"the body is not gzip: {error}") from None
-            packed = stream.unconsumed_tail
-            if not (part or packed or stream.eof):
-                raise Invalid("the gzip body is truncated")
+    async with AsyncExitStack() as stack:
+        for part in _unpacked(body):
+            if size < _STEP_BYTES <= size + len(part):
+                await stack.enter_async_context(lease.alone())
             size += len(part)
             if size > largest:
                 raise TooLarge(f"the body has more than {largest} bytes after decompression")
@@ -211,5 +231,21 @@ async def gunzip(body: bytes, largest: int, lease: Lease) -> bytes:
             parts.append(part)
             if len(part) == _STEP_BYTES:
                 await asyncio.sleep(0)
-        body = stream.unused_data.lstrip(b"\0")  # padding may follow the last member
     return b"".join(parts)
+
+
+def _unpacked(body: bytes) -> Iterator[bytes]:
+    empty = True
+    while body or empty:
+        stream = zlib.decompressobj(wbits=31)
+        packed, empty = body, False
+        while not stream.eof:
+            try:
+                part = stream.decompress(packed, _STEP_BYTES)
+            except zlib.error as error:
+                raise Invalid(f"the body is not gzip: {error}") from None
+            packed = stream.unconsumed_tail
+            if not (part or packed or stream.eof):
+                raise Invalid("the gzip body is truncated")
+            yield part
+        body = stream.unused_data.lstrip(b"\0")  # padding may follow the last member

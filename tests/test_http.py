@@ -174,3 +174,15 @@ async def test_who_waits_no_more_takes_nothing(granted: bool) -> None:
         budget.give(MIB)
     await asyncio.wait_for(small, 0.1)
     await asyncio.wait_for(budget.take(MIB - 1), 0.1)
+
+
+async def test_bombs_do_not_wait_for_each_other() -> None:
+    budget = Budget(20 * MIB, wait_s=1)
+    bomb = gzip.compress(b" " * (30 * MIB))
+
+    async def unpack() -> None:
+        with budget.lease() as lease:
+            await gunzip(bomb, 10 * MIB, lease)
+
+    ended = await asyncio.gather(*(unpack() for _ in range(20)), return_exceptions=True)
+    assert {type(error) for error in ended} == {TooLarge}
