@@ -218,7 +218,7 @@ class _Desk:
                     place.close()
 
     def _own(self, at: datetime, level: str, event: str) -> dict[str, Any]:
-        fields = {
+        return {
             "time": at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": level,
             "service": self._service,
@@ -226,9 +226,6 @@ class _Desk:
             "incarnation": self._incarnation,
             "event": self._redactor.text(event),
         }
-        if not self._incarnation:
-            del fields["incarnation"]
-        return fields
 
     def _extra(self, record: Record) -> dict[str, Any]:
         fields = {name: self._redactor.field(name, value) for name, value in record["extra"].items()}

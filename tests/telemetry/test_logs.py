@@ -70,6 +70,13 @@ def test_text_without_colours_in_a_file(stderr: Read) -> None:
     assert line.partition(" ")[2] == f'WARN  storage-0[{os.getpid()}] disk.full reason="no room" folder=/a/b'
 
 
+def test_fields_of_a_line_are_not_those_of_its_process(stderr: Read) -> None:
+    configure("info", False, "supervisor")
+    log.info("service.forked", incarnation=2, pid=1)
+    (line,) = stderr()
+    assert line.endswith(f"supervisor[{os.getpid()}] service.forked incarnation_=2 pid_=1")
+
+
 def test_levels_one_by_one(stderr: Read) -> None:
     configure("trace", True, "x")
     for level in ("trace", "debug", "info", "warning", "error", "critical"):
