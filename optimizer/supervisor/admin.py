@@ -15,7 +15,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Collection
+from array import array
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ _KINDS: Final = {
 _LINE_BYTES: Final = 64 * 1024
 _CLIENTS: Final = 32
 _IDLE_S: Final = 30.0  # a client that says nothing, or does not read its answer, is let go
+_SO_PEERGROUPS: Final = 59  # asm-generic/socket.h
+_GROUPS_BYTES: Final = 1024  # the most that getsockopt gives: 256 groups
 _PEER: Final = struct.Struct("3i")
 
 
@@ -81,8 +84,9 @@ class Admin:
         if self._group is None:
             return
         try:
-            os.chown(self._path, -1, self._group)
-            os.chown(self._path.parent, -1, self._group)
+            for path in (self._path, self._path.parent):
+                if path.stat().st_gid != self._group:  # else a service manager has seen to it, and may forbid the call
+                    os.chown(path, -1, self._group)
         except PermissionError:
             log.debug("admin.not_shared", group=GROUP)
         else:
@@ -101,11 +105,11 @@ class Admin:
             writer.close()
 
     def _trusted(self, writer: asyncio.StreamWriter) -> bool:
-        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        pid, uid, gid = _PEER.unpack(peer)
+        peer = writer.get_extra_info("socket")
+        _, uid, gid = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         if uid in (0, os.getuid()):
             return True
-        return self._group is not None and (gid == self._group or self._group in _groups(pid))
+        return self._group is not None and (gid == self._group or self._group in _groups(peer))
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trusted: bool) -> None:
         while line := await asyncio.wait_for(reader.readline(), _IDLE_S):
@@ -143,12 +147,12 @@ def _group_id() -> int | None:
         return None
 
 
-def _groups(pid: int) -> list[int]:
+def _groups(peer: Any) -> Sequence[int]:
     """
-    Supplementary groups of a process, as it has them, without asking a directory service.
+    Supplementary groups of the other end, as it had them when it connected. /proc would not do: it may be hidden from us.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return []
-    return next(([int(one) for one in line.split()[1:]] for line in lines if line.startswith("Groups:")), [])
+        return array("I", peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES))
+    except OSError as error:
+        log.debug("admin.groups_unknown", error=str(error))  # more than fit, or none at all
+        return ()

@@ -17,7 +17,6 @@ import signal
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from optimizer.catalog import Service
@@ -31,6 +30,7 @@ from optimizer.telemetry.logs import configure, crash_descriptor, live, log, reo
 from optimizer.telemetry.redaction import secrets_of
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _BEAT_S: Final = 5.0  # longest silence of a healthy child; also how late its metadata may be
 
@@ -115,7 +115,7 @@ def _close_others(keep: Iterable[int]) -> None:
 
 
 def _title(slot: str) -> None:
-    Path("/proc/self/comm").write_text(slot[:15])
+    _libc.prctl(_PR_SET_NAME, slot[:15].encode())
 
 
 def _live(birth: Birth) -> int:

@@ -103,7 +103,7 @@ class Commands:
                     "event": one.event.value,
                     "reason": one.reason,
                 }
-                for ward in self._supervisor.wards[name]
+                for ward in self._supervisor.roster.wards[name]
                 for one in ward.transitions
             ]
         return document
@@ -116,7 +116,7 @@ class Commands:
     async def _start(self, request: Request) -> Request:
         names, timeout_s = self._names(request), _timeout(request)
         for name in names:
-            for ward in self._supervisor.wards[name]:
+            for ward in self._supervisor.roster.wards[name]:
                 ward.start("an operator starts it")
         self._keep(start=names)
         return await self._outcome(request, names, timeout_s)
@@ -163,7 +163,7 @@ class Commands:
         if level not in LEVELS:
             raise Invalid(f"{level!r} is no level; there are {', '.join(LEVELS)}")
         wanted = request.get("service")
-        names = [self._name(wanted)] if wanted not in (None, "all") else list(self._supervisor.wards)
+        names = [self._name(wanted)] if wanted not in (None, "all") else list(self._supervisor.roster.wards)
         for name in names:
             self._supervisor.levels_of_log[name] = level
         if wanted in (None, "all"):
@@ -177,14 +177,14 @@ class Commands:
     def _names(self, request: Request) -> list[str]:
         wanted = request.get("service")
         if wanted == "all":
-            return [n for n, wards in self._supervisor.wards.items() if wards[0].state is not State.DISABLED]
+            return [n for n, wards in self._supervisor.roster.wards.items() if wards[0].state is not State.DISABLED]
         name = self._name(wanted)
-        if self._supervisor.wards[name][0].state is State.DISABLED:
+        if self._supervisor.roster.wards[name][0].state is State.DISABLED:
             raise Invalid(f"{name} is disabled in the configuration")
         return [name]
 
     def _name(self, wanted: object) -> str:
-        names = list(self._supervisor.wards)
+        names = list(self._supervisor.roster.wards)
         if isinstance(wanted, str) and wanted in names:
             return wanted
         close = difflib.get_close_matches(str(wanted), names, 1)
@@ -192,10 +192,10 @@ class Commands:
         raise NotFound(f"there is no service {wanted}{hint}")
 
     def _wards(self, names: Iterable[str]) -> list[Ward]:
-        return [ward for name in names for ward in self._supervisor.wards[name]]
+        return [ward for name in names for ward in self._supervisor.roster.wards[name]]
 
     def _levels(self, names: Iterable[str]) -> list[list[str]]:
-        return start_levels([self._supervisor.service(name) for name in names])
+        return start_levels([self._supervisor.roster.service(name) for name in names])
 
     def _state(self, name: str) -> str:
         return self._supervisor.fleet().services[name].state
@@ -209,7 +209,7 @@ class Commands:
             await self._supervisor.until(lambda: all(_over(ward) for ward in wards), timeout_s)
             if late := [ward for ward in wards if ward.state not in SERVING or ward.successor is not None]:
                 why = late[0].reason
-                if lost := self._supervisor.lost_needs(late[0].service):
+                if lost := self._supervisor.roster.lost_needs(late[0].service):
                     why = f"it needs {' and '.join(lost)}"
                 raise Transient(f"{late[0].name} is {late[0].state} after at most {timeout_s:g} s: {why}")
             if kept := [ward for ward in wards if ward.unreplaced]:

@@ -16,7 +16,7 @@ from typing import Final
 
 from optimizer.catalog import SERVICES
 from optimizer.config.tree import Config
-from optimizer.errors import EXIT_DONE, Permanent
+from optimizer.errors import EXIT_DONE, Permanent, Transient
 from optimizer.supervisor import sockets, spawn
 from optimizer.supervisor.admin import Admin
 from optimizer.supervisor.commands import READ, Commands, stopped_for_good
@@ -27,6 +27,8 @@ from optimizer.telemetry.logs import configure, log, require_file, ring_path
 from optimizer.telemetry.redaction import secrets_of
 
 NAME: Final = "supervisor"  # of the parent, in its log lines
+_LEVELS_OF_NEEDS: Final = 3  # services start one level after another, each within start_timeout
+_MARGIN_S: Final = 10.0
 SECRET_BYTES: Final = 32
 KEY_FILE: Final = "selection.key"  # in data_dir
 
@@ -39,7 +41,7 @@ def run(config: Config, read: Callable[[], Config]) -> int:
         read: the configuration as it is when a reload asks; raises Invalid.
 
     Raises:
-        Permanent: another daemon has the folder, an address is taken, or a folder cannot be made.
+        Transient: another daemon has the folder, or an address is taken. Permanent: a folder cannot be made.
     """
     observability = config.observability
     configure(observability.log_level, observability.json_logging, NAME, secrets=secrets_of(config))
@@ -61,6 +63,8 @@ def run(config: Config, read: Callable[[], Config]) -> int:
         raise Permanent(f"{error.filename}: {error.strerror}") from error
     for warning in config.warnings:
         log.warning("config.warning", text=warning)
+    start_s = float(config.service_manager.start_timeout) * _LEVELS_OF_NEEDS
+    notifier.extend_timeout(int((start_s + _MARGIN_S) * 1e6))
     spawn.adopt_orphans()
     enabled = [service for service in SERVICES if config.enabled(service.section)]
     listeners = sockets.bind_all(enabled, config, activated)
@@ -102,7 +106,7 @@ def _folders(config: Config) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Permanent(f"another daemon runs in {folder}") from error
+            raise Transient(f"another daemon runs in {folder}") from error
     shutil.rmtree(config.runtime_dir / "metrics", ignore_errors=True)
     (config.runtime_dir / "metrics").mkdir(mode=0o700)
     (config.runtime_dir / "log").mkdir(mode=0o700, exist_ok=True)

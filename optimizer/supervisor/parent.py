@@ -27,6 +27,7 @@ from optimizer.supervisor.lifecycle import ALIVE, SERVING, Event, State
 from optimizer.supervisor.notify import Notifier
 from optimizer.supervisor.process import Process
 from optimizer.supervisor.resources import OomWatch
+from optimizer.supervisor.roster import Roster
 from optimizer.supervisor.spawn import fork, reap_strays
 from optimizer.supervisor.views import overall, sentence, service_view
 from optimizer.supervisor.ward import Ward
@@ -36,6 +37,7 @@ from optimizer.telemetry.metrics import forget
 _TICK_S: Final = 2.0  # longest time between two looks at the deadlines
 _TELL_S: Final = 5.0  # how often the fleet is told though nothing changed, and measured
 _FROZEN_S: Final = 1.0  # the loop was not late but stopped
+_MARGIN_S: Final = 10.0  # beyond the budget of a stop, before the service manager may kill the daemon
 _LAG_FADES: Final = 0.9  # a tick; what is shown is the worst of the last minute or so
 
 
@@ -64,7 +66,6 @@ class Supervisor:
         self.listeners = listeners
         self.reloads: dict[str, int] = {}
         self.levels_of_log: dict[str, str] = {}
-        self._services = {service.name: service for service in services}
         self._secret = secret
         self._lifeline = lifeline
         self._notifier = notifier or Notifier()
@@ -83,28 +84,15 @@ class Supervisor:
         self._measured_at = 0.0
         self._fed_at = 0.0
         self._told_status = ""
-        self._surplus: list[Ward] = []
         self.on_hangup: Callable[[], None] = lambda: None
-        self.wards: dict[str, list[Ward]] = {service.name: [] for service in services}
+        self.roster = Roster(services, self._make)
         for service in services:
             self.resize(service)
         for name in stopped:
-            for ward in self.wards.get(name, []):
+            for ward in self.roster.wards.get(name, []):
                 ward.unwanted = True
 
     # --- wards ---
-
-    def service(self, name: str) -> Service:
-        """
-        A row of the catalogue.
-        """
-        return self._services[name]
-
-    def enabled(self, service: Service) -> bool:
-        """
-        Whether the configuration wants it.
-        """
-        return self.config.enabled(service.section)
 
     def time(self) -> float:
         """
@@ -112,31 +100,19 @@ class Supervisor:
         """
         return self._loop.time()
 
-    def all_wards(self) -> list[Ward]:
-        """
-        Of all services; those that a smaller number of instances made superfluous, while they have processes, too.
-        """
-        self._surplus = [ward for ward in self._surplus if ward.processes()]
-        return [*(ward for wards in self.wards.values() for ward in wards), *self._surplus]
-
     def resize(self, service: Service) -> tuple[list[Ward], list[Ward]]:
         """
-        As many wards as the configuration wants; returns the new ones, and those that are too many (the caller stops them).
+        As many wards as the configuration wants; see Roster.
         """
         wanted = int(getattr(self.config.section(service.section), "instances", 1))
-        wards = self.wards[service.name]
-        fresh = [
-            Ward(service, index, self.config.service_manager, self._born, self, self.announcer)
-            for index in range(len(wards), wanted)
-        ]
-        wards += fresh
-        surplus = wards[wanted:]
-        del wards[wanted:]
-        self._surplus += surplus
-        for ward in fresh:
-            if not self.enabled(service):
+        fresh, surplus = self.roster.resize(service, wanted)
+        if not self.config.enabled(service.section):
+            for ward in fresh:
                 ward.disable()
         return fresh, surplus
+
+    def _make(self, service: Service, index: int) -> Ward:
+        return Ward(service, index, self.config.service_manager, self._born, self, self.announcer)
 
     def _born(self, ward: Ward, slot: str) -> Process:
         ours, theirs = control.pair()
@@ -172,7 +148,7 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self.on_hangup())
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_strays)
-        for ward in self.all_wards():
+        for ward in self.roster.all():
             if ward.unwanted:
                 ward.stop(0, "an operator has stopped it for good")
             else:
@@ -210,10 +186,10 @@ class Supervisor:
         self._lag_s = max(late_s, self._lag_s * _LAG_FADES)
         if late_s > _FROZEN_S:
             log.warning("daemon.stood_still", seconds=round(late_s, 3))
-            for ward in self.all_wards():
+            for ward in self.roster.all():
                 for process in ward.processes():
                     process.forgive(late_s)
-        for ward in self.all_wards():
+        for ward in self.roster.all():
             section = self.config.section(ward.service.section)
             ward.memory_limit_bytes = section.memory_limit if isinstance(section, Limited) else 0
             ward.watch(now)
@@ -227,7 +203,7 @@ class Supervisor:
         """
         odd = [
             ward.name
-            for ward in self.all_wards()
+            for ward in self.roster.all()
             if (ward.process is not None) is not (ward.state in (*ALIVE, State.STOPPING))
         ]
         if odd:
@@ -238,15 +214,15 @@ class Supervisor:
 
     def _measure(self, now: float) -> None:
         self._measured_at = now
-        for ward in self.all_wards():
+        for ward in self.roster.all():
             for process in ward.processes():
                 process.measure()
 
     def _start_the_waiting(self) -> None:
-        for ward in self.all_wards():
+        for ward in self.roster.all():
             if ward.state is State.WAITING and not self.lost_needs(ward.service):
                 ward.happen(Event.NEEDS_READY, "all it needs is ready")
-        if not self._started and all(ward.settled or ward.unwanted for ward in self.all_wards()):
+        if not self._started and all(ward.settled or ward.unwanted for ward in self.roster.all()):
             self._started = True
             took = self._loop.time() - self._started_at
             ports = {name: sockets.ports(bound) for name, bound in self.listeners.items() if bound}
@@ -255,13 +231,9 @@ class Supervisor:
 
     def lost_needs(self, service: Service) -> list[str]:
         """
-        What a service needs and does not serve now; what is disabled is not missed.
+        What a service needs and does not serve now.
         """
-        return [
-            need
-            for need in service.needs
-            if not any(ward.state in (*SERVING, State.DISABLED) for ward in self.wards.get(need, []))
-        ]
+        return self.roster.lost_needs(service)
 
     def shut_down(self, reason: str) -> None:
         """
@@ -269,11 +241,12 @@ class Supervisor:
         """
         if self._stop.is_set():
             log.warning("daemon.killed", reason=f"a second {reason}")
-            for ward in self.all_wards():
+            for ward in self.roster.all():
                 ward.kill_all()
             return
         log.info("daemon.stops", reason=reason)
         self._notifier.stopping()
+        self._notifier.extend_timeout(int((float(self.config.service_manager.shutdown_timeout) + _MARGIN_S) * 1e6))
         self._stop.set()
         self._changed.set()
 
@@ -287,16 +260,14 @@ class Supervisor:
     async def _stop_all(self) -> None:
         began, health = self._loop.time(), health_document(self.fleet(), self._loop.time())
         until = began + float(self.config.service_manager.shutdown_timeout)
-        levels = start_levels(self._services.values())
-        for ward in self._surplus:
-            ward.kill_all()
+        levels = start_levels(self.roster.services())
         for left, level in zip(range(len(levels), 0, -1), reversed(levels), strict=True):
             share = max(0.5, (until - self._loop.time()) / left)
-            wards = [ward for name in level for ward in self.wards[name]]
+            wards = [ward for ward in self.roster.all() if ward.service.name in level]
             for ward in wards:
                 ward.stop(share, "the daemon stops")
             await self.until(lambda wards=wards: not any(ward.processes() for ward in wards), share + 1.0)  # type: ignore[misc]
-        ended = {ward.name: ward.last_exit for ward in self.all_wards() if ward.last_exit is not None}
+        ended = {ward.name: ward.last_exit for ward in self.roster.all() if ward.last_exit is not None}
         log.info("daemon.stopped", took_ms=round((self._loop.time() - began) * 1000), health=health, ended=ended)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -314,7 +285,7 @@ class Supervisor:
         return True
 
     def _reap_strays(self) -> None:
-        reap_strays({process.pid for ward in self.all_wards() for process in ward.processes()})
+        reap_strays({process.pid for ward in self.roster.all() for process in ward.processes()})
 
     # --- what is shown ---
 
@@ -325,9 +296,9 @@ class Supervisor:
         now = self._loop.time()
         views = {
             name: service_view(
-                wards, sockets.ports(self.listeners.get(name, {})), self.lost_needs(self._services[name]), now
+                wards, sockets.ports(self.listeners.get(name, {})), self.lost_needs(self.roster.service(name)), now
             )
-            for name, wards in self.wards.items()
+            for name, wards in self.roster.wards.items()
         }
         return Fleet(
             status=overall(views, self.config.service_manager.critical),
@@ -341,9 +312,9 @@ class Supervisor:
     def _tell(self, now: float) -> None:
         self._told_at, self._urgent, self._news = now, False, False
         fleet = self.fleet()
-        for ward in self.all_wards():
+        for ward in self.roster.all():
             ward.send(fleet)
-        storage = [ward for ward in self.wards.get("storage", []) if ward.state in SERVING]
+        storage = [ward for ward in self.roster.wards.get("storage", []) if ward.state in SERVING]
         if storage and (unsent := self.announcer.unsent()) is not None:
             storage[0].send(unsent)
         told = sentence(fleet)
@@ -360,7 +331,7 @@ class Supervisor:
         Change settings in running processes.
         """
         for name in names:
-            for ward in self.wards[name]:
+            for ward in self.roster.wards[name]:
                 ward.send(message)
 
     def tell_reloading(self) -> None:
@@ -377,7 +348,7 @@ class Supervisor:
 
     def _reopen(self) -> None:
         reopen()
-        self.tune(Tune(reopen=True), self.wards)
+        self.tune(Tune(reopen=True), self.roster.wards)
 
     # --- what wards tell (ward.Keeper) ---
 

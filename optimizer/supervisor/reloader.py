@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from optimizer.config.plan import Plan, plan
 from optimizer.config.tree import Config
-from optimizer.errors import Invalid, Permanent, Rejected
+from optimizer.errors import Invalid, Permanent, Rejected, Transient
 from optimizer.messages import Tune
 from optimizer.supervisor import sockets
 from optimizer.supervisor.child import beat_interval
@@ -83,7 +83,7 @@ class Reloader:
         if (
             not task.cancelled()
             and (error := task.exception()) is not None
-            and not isinstance(error, Invalid | Permanent)
+            and not isinstance(error, Invalid | Permanent | Transient)
         ):
             log.opt(exception=error).error("config.reload_failed", error=repr(error))
         if self._again:
@@ -102,7 +102,7 @@ class Reloader:
         try:
             found = plan(old, self._read())
             bound = self._bind(old, found.result)
-        except (Invalid, Permanent) as error:
+        except (Invalid, Permanent, Transient) as error:
             self._refused(error)
             raise
         for change in found.changes:
@@ -117,7 +117,7 @@ class Reloader:
         result = "rolled_back" if failed else "applied"
         return self._done(result, found, failed)
 
-    def _refused(self, error: Invalid | Permanent) -> None:
+    def _refused(self, error: Invalid | Permanent | Transient) -> None:
         problems = (
             [str(one) for one in error.problems] if isinstance(error, Invalid) and error.problems else [str(error)]
         )
@@ -155,21 +155,21 @@ class Reloader:
         """
         fresh: sockets.Bound = {}
         try:
-            for name in self._supervisor.wards:
-                service = self._supervisor.service(name)
+            for name in self._supervisor.roster.wards:
+                service = self._supervisor.roster.service(name)
                 if not new.enabled(service.section):
                     continue
                 have = self._supervisor.listeners.get(name, {})
                 moved = [one for one in service.listeners if one.name not in have or sockets.moves(one, old, new)]
                 for listener in moved:
                     fresh.setdefault(name, {})[listener.name] = sockets.bind(listener, new)
-        except Permanent:
+        except (Permanent, Transient):
             _close(bound for listeners in fresh.values() for bound in listeners.values())
             raise
         return fresh
 
     async def _apply(self, old: Config, found: Plan, fresh: sockets.Bound) -> str:
-        before = {name: dict(self._supervisor.listeners.get(name, {})) for name in self._supervisor.wards}
+        before = {name: dict(self._supervisor.listeners.get(name, {})) for name in self._supervisor.roster.wards}
         self._set(found.result, fresh)
         failed = await self._restart(found.restarts, found.result)
         replaced = [before[name][one] for name, listeners in fresh.items() for one in listeners if one in before[name]]
@@ -187,25 +187,29 @@ class Reloader:
         """
         The ports of services that are switched off.
         """
-        for name in self._supervisor.wards:
-            if not config.enabled(self._supervisor.service(name).section):
+        for name in self._supervisor.roster.wards:
+            if not config.enabled(self._supervisor.roster.service(name).section):
                 _close(self._supervisor.listeners.pop(name, {}).values())
 
     def _set(self, config: Config, listeners: sockets.Bound) -> None:
         supervisor = self._supervisor
         before = supervisor.config
         supervisor.config = config
-        preload(service for service in map(supervisor.service, supervisor.wards) if config.enabled(service.section))
+        preload(
+            service
+            for service in map(supervisor.roster.service, supervisor.roster.wards)
+            if config.enabled(service.section)
+        )
         for name, bound in listeners.items():
             supervisor.listeners[name] = {**supervisor.listeners.get(name, {}), **bound}
         if config.observability != before.observability:
             supervisor.levels_of_log.clear()
             live(config.observability)
-            supervisor.tune(_spoken(config), supervisor.wards)
+            supervisor.tune(_spoken(config), supervisor.roster.wards)
         if config.service_manager != before.service_manager:
             beat_s = beat_interval(float(config.service_manager.health_check_interval))
-            supervisor.tune(Tune(beat_s=beat_s), supervisor.wards)
-            for ward in supervisor.all_wards():
+            supervisor.tune(Tune(beat_s=beat_s), supervisor.roster.wards)
+            for ward in supervisor.roster.all():
                 ward.adjust(config.service_manager)
 
     async def _restart(self, names: Collection[str], config: Config) -> str:
@@ -215,8 +219,8 @@ class Reloader:
         restarted: list[Ward] = []
         stopped: list[Ward] = []
         budget = float(config.service_manager.shutdown_timeout)
-        for name, wards in self._supervisor.wards.items():
-            service = self._supervisor.service(name)
+        for name, wards in self._supervisor.roster.wards.items():
+            service = self._supervisor.roster.service(name)
             fresh, surplus = self._supervisor.resize(service)
             if config.enabled(service.section):
                 restarted += self._renew(wards, fresh, name in names, budget)

@@ -5,13 +5,14 @@ from the service manager, where it has bound them (socket activation).
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from optimizer.catalog import Listener, Service
 from optimizer.config.tree import Config
-from optimizer.errors import Permanent
+from optimizer.errors import Permanent, Transient
 from optimizer.telemetry.logs import log
 
 Bound = dict[str, dict[str, socket.socket]]  # by service and listener
@@ -25,7 +26,7 @@ def bind_all(services: Iterable[Service], config: Config, activated: Activated) 
     By service and listener, the bound sockets.
 
     Raises:
-        Permanent: an address cannot be bound; the message names the key of the configuration.
+        Transient: an address is in use. Permanent: it cannot be bound at all. The message names the key of the configuration.
     """
     given = {name: list(sockets) for name, sockets in activated.items()}
     bound = {
@@ -55,7 +56,7 @@ def bind(listener: Listener, config: Config) -> socket.socket:
     One listener as the configuration wants it.
 
     Raises:
-        Permanent: see bind_all.
+        Transient, Permanent: see bind_all.
     """
     host = config.service.host
     port = getattr(config.section(listener.section), listener.field)
@@ -68,8 +69,10 @@ def bind(listener: Listener, config: Config) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        key = f"{listener.section}.{listener.field}"
-        raise Permanent(f"{key} = {port}: {host}:{port} cannot be bound: {error.strerror}") from error
+        told = f"{listener.section}.{listener.field} = {port}: {host}:{port} cannot be bound: {error.strerror}"
+        if error.errno == errno.EADDRINUSE:
+            raise Transient(told) from error
+        raise Permanent(told) from error
     if listener.kind == "inherit":
         bound.listen(_BACKLOG)
         bound.setblocking(False)

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 UNIT: Final = ROOT / "systemd" / "llm-optimizer.service"
-USER: Final = 64123  # nobody's
+USER: Final = 64123  # nobody's; its group is that of the unit
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -96,7 +96,18 @@ _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "shm")
 _HIDDEN: Final = ("/tmp", "/var/tmp", "/home", "/root", "/run/user")  # noqa: S108 - these are the folders themselves
 
 
-def _namespaces(writable: Iterable[Path]) -> None:
+def _known_group(name: str, number: int) -> None:
+    """
+    As if systemd-sysusers had been there.
+    """
+    known = Path("/etc/group")
+    others = [line for line in known.read_text().splitlines() if not line.startswith(f"{name}:")]
+    ours = Path(_HIDDEN[0]) / "group"
+    ours.write_text("\n".join([*others, f"{name}:x:{number}:", ""]))
+    _mount(str(ours), str(known), "", _MS_BIND)
+
+
+def _namespaces(unit: dict[str, list[str]], writable: Iterable[Path]) -> None:
     """
     Own mounts: all read-only but `writable`, homes and temporary folders empty but for what the program is made of.
     """
@@ -120,6 +131,7 @@ def _namespaces(writable: Iterable[Path]) -> None:
         _attach(tree, path)
     for path, tree in kept.items():
         _attach(tree, path)
+    _known_group(unit["Group"][0], gid if uid else USER)
     _attribute(Path("/"), _AT_RECURSIVE, set=_ATTR_RDONLY)
     for path in (*kept, Path("/proc"), *(Path(folder) for folder in _HIDDEN[:2])):
         _attribute(path, 0, clear=_ATTR_RDONLY)
@@ -315,7 +327,7 @@ def main() -> None:
         for folder in (state, runtime):
             os.chown(folder, USER, USER)
     try:
-        _namespaces((state, runtime))
+        _namespaces(unit, (state, runtime))
     except PermissionError as error:
         applied = f"without namespaces: error {error.errno}"
     print(f"sandbox: {applied}", file=sys.stderr, flush=True)

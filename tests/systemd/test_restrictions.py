@@ -9,15 +9,21 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from system.daemon import BIN, DEADLINE_S, Daemon, task
 from systemd.conftest import Analyze
+from systemd.sandbox import USER
 
+from optimizer.ctl.admin import Refused, ask
+
+OTHER = USER + 1
 SANDBOX = Path(__file__).with_name("sandbox.py")
 
 PROBE = r"""
@@ -88,13 +94,15 @@ Uid: 64123 64123 64123 64123"""
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory, analyze: Analyze) -> Path:
+def folder(analyze: Analyze) -> Iterator[Path]:
     """
-    The daemon's own; the filters are made of what systemd-analyze knows of system calls.
+    The daemon's own, below folders that everybody may enter; the filters are made of what systemd-analyze knows.
     """
-    made = tmp_path_factory.mktemp("llmo")
-    (made / "run").mkdir()
-    return made
+    with tempfile.TemporaryDirectory(prefix="llmo-") as name:
+        made = Path(name)
+        made.chmod(0o711)
+        (made / "run").mkdir()
+        yield made
 
 
 class Restricted(Daemon):
@@ -193,3 +201,41 @@ def test_it_speaks_to_the_service_manager(daemon: Restricted) -> None:
         while "STOPPING=1" not in manager.recv(4096).decode().split("\n"):
             continue
     assert daemon.process.wait(DEADLINE_S) == 0
+
+
+def as_member(daemon: Restricted, groups: list[int]) -> str:
+    """
+    What the daemon answers to `restart metrics` of a user who is neither root nor its own.
+    """
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.setgroups(groups)
+        os.setresgid(OTHER, OTHER, OTHER)
+        os.setresuid(OTHER, OTHER, OTHER)
+        try:
+            request = {"command": "restart", "service": "metrics", "timeout_s": DEADLINE_S}
+            answer = str(ask(daemon.folder / "run" / "admin.sock", request, DEADLINE_S))
+        except Refused as error:
+            answer = error.kind
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as answers:
+        return answers.read()
+
+
+def test_members_of_the_group_may_command(daemon: Restricted) -> None:
+    daemon.start()
+    if "all of it" not in daemon.log():
+        pytest.skip("without namespaces there is no group llm-optimizer")
+    run = daemon.folder / "run"
+    assert stat.S_IMODE(run.stat().st_mode) == 0o750
+    assert stat.S_IMODE((run / "admin.sock").stat().st_mode) == 0o660
+    assert (run / "admin.sock").stat().st_gid == run.stat().st_gid
+    others = [path for path in run.rglob("*") if path.stat().st_mode & 0o077 and path.name != "admin.sock"]
+    assert others == [], "only the admin socket is the group's"
+    if os.getuid() == 0:
+        assert as_member(daemon, [USER]) == "{'services': {'metrics': 'Running'}}"
+        assert as_member(daemon, []) == "not_permitted"
+    assert daemon.stop() == 0
