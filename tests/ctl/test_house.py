@@ -9,8 +9,10 @@ import io
 import json
 import select
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from system.daemon import BIN, Daemon, task
 
@@ -158,6 +160,14 @@ def test_restart_and_status_of_the_real_parent(daemon: Daemon) -> None:
     assert daemon.ctl("start", "integrations").returncode == 0
     assert daemon.services()["integrations"]["state"] == "Running"
     assert daemon.ctl("doctor").returncode == 0
+
+
+def test_status_is_as_its_schema_says(daemon: Daemon) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "status.schema.json").read_text())
+    for arguments in (["status"], ["status", "storage"]):
+        document = json.loads(daemon.ctl("--output", "json", *arguments).stdout)
+        jsonschema.validate(document, schema)
+    assert len(document["services"]["storage"]["transitions"]) >= 3
 
 
 def test_without_the_key_it_says_so(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

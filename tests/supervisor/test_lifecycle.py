@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,8 @@ def test_a_successor_never_outlives_the_decision_to_stop() -> None:
         assert Effect.SPAWN_SUCCESSOR not in TABLE[state, Event.REPLACE].effects
 
 
-def test_the_diagram_names_every_written_step() -> None:
+def test_the_diagram_names_every_written_step_and_is_the_documented_one() -> None:
     drawn = picture()
+    assert drawn in (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
     assert "Running --> Degraded: hung" in drawn
     assert all(f" {state}" in drawn for state in State)
