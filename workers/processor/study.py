@@ -106,7 +106,7 @@ class Study:
         self._frame = frame
         self._storage = storage
         self._metrics = metrics
-        self._page = page
+        self._page = self._limit = page
         self._figures = Figures(metrics)
         self._learners: dict[str, Learner] = {}
         self._revisions: dict[str, int] = {}  # of the learners, as committed
@@ -167,7 +167,7 @@ class Study:
         """
         if not self._fresh:
             await self.load(tasks)
-        page = await self._storage.read("journal", self._checkpoint.offset, self._page)
+        page = await self._storage.read("journal", self._checkpoint.offset, self._limit)
         self._fresh = False  # from here on the learners may be ahead of what is committed
         under_way = _Pass(self._checkpoint.offset)
         try:
@@ -179,6 +179,8 @@ class Study:
         if under_way.dirty or under_way.events:
             await self._commit(under_way)
         self._fresh = True
+        # where many tasks fill a pass early, what is read in vain would cost as much as the learning
+        self._limit = min(self._page, 1 + 2 * under_way.events) if under_way.full else self._page
         return under_way.offset < page.last_offset or bool(self.touched)
 
     # --- what follows from tasks and events ---
