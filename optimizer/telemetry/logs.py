@@ -71,11 +71,12 @@ def configure(
         secrets: values that are starred wherever they appear; `redaction.secrets_of(config)`.
     """
     global _desk
-    if _desk is None:
+    before, _desk = _desk, _Desk(service, incarnation, json, Redactor(secrets))
+    if before is None:
         log.remove()  # loguru's own handler
     else:
-        _desk.close()
-    _desk = _Desk(service, incarnation, json, Redactor(secrets))
+        before.close()
+        _desk.stream.as_patient_as(before.stream)
     log.configure(extra={}, patcher=None)
     # A forked process keeps its parent's handlers, which write to _desk: loguru takes 4 ms to make one.
     set_level(level)

@@ -70,6 +70,7 @@ class Exporter:
         self._exported, self._dropped = counter.labels("exported"), counter.labels("dropped")
         self._queue: deque[Span] = deque()
         self._many = asyncio.Event()
+        self._ending = False
         self._away = False
         self._lost = 0  # since the endpoint was there last
 
@@ -96,47 +97,53 @@ class Exporter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._away:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_S):
-                    while self._queue and not self._away:
-                        await self._export(self._taken(), tries=1)
         self._drop(len(self._queue))
         await self._session.close()
 
     async def run(self) -> None:
         """
-        Export until cancelled; leaving the context then sends what is left.
+        Export until `end`, and then what is left, if the endpoint is there.
         """
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._many.wait(), _EVERY_S)
             self._many.clear()
-            while self._queue:
-                await self._export(self._taken(), _TRIES)
+            while self._queue and not (self._ending and self._away):
+                await self._export(self._taken())
+            if self._ending:
+                return
+
+    async def end(self, running: asyncio.Task[None]) -> None:
+        """
+        Let the task of `run` come to its end, for a short while.
+        """
+        self._ending = True
+        self._many.set()
+        await asyncio.wait({running}, timeout=_LAST_S)
+        running.cancel()
 
     def _taken(self) -> list[Span]:
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    async def _export(self, spans: Sequence[Span], tries: int) -> None:
+    async def _export(self, spans: Sequence[Span]) -> None:
         try:
-            await self._sent(spans, tries)
+            await self._sent(spans)
         except asyncio.CancelledError:
-            self._queue.extendleft(reversed(spans))  # perhaps they have arrived: rather twice than never
+            self._drop(len(spans))  # or they have arrived, and nobody said so
             raise
 
-    async def _sent(self, spans: Sequence[Span], tries: int) -> None:
+    async def _sent(self, spans: Sequence[Span]) -> None:
         body = await self._encoded(spans)
-        for attempt in range(1, tries + 1):
+        for attempt in range(1, _TRIES + 1):
             again, rejected, reason = await self._post(body)
             if not reason:
                 self._there(len(spans) - rejected)
                 self._drop(rejected)
                 return
             self._gone(reason)
-            if not again:
+            if not again or self._ending:
                 break
-            if attempt < tries:
+            if attempt < _TRIES:
                 await asyncio.sleep(backoff(attempt, _FIRST_PAUSE_S, _LONGEST_PAUSE_S, 0.2, random.Random()))
         self._drop(len(spans))
 

@@ -81,6 +81,12 @@ class Stream(Outlet):
         if self._socket is not None:
             self._socket.close()
 
+    def as_patient_as(self, other: Stream) -> None:
+        """
+        Take over how long another one, of the process that forked this one, would still wait for the same reader.
+        """
+        self._patience_s, self._since = other._patience_s, other._since
+
     def _sender(self, descriptor: int) -> Callable[[bytes], int]:
         try:
             mode = os.fstat(descriptor).st_mode

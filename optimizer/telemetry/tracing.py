@@ -263,7 +263,7 @@ async def running(config: Config, slot: str, metrics: Metrics) -> AsyncIterator[
         finally:
             _sink = None
             log.configure(patcher=None)
-            exporting.cancel()
+            await exporter.end(exporting)
 
 
 def preload(config: Config) -> None:

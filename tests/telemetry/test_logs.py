@@ -315,7 +315,7 @@ def test_a_hundred_megabytes_into_a_pipe_nobody_reads_do_not_stop_the_heartbeat(
     process = run(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     found = json.loads(process.stdout.readline())
-    assert found["worst"] < 1.5
+    assert found["worst"] < 3.0
     assert found["beats"] > 50
     assert found["lost"] > 24_000
     assert process.stderr is not None

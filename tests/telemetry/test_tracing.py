@@ -255,10 +255,10 @@ async def test_a_trace_goes_over_the_bus(receive: Receive, running: Running, tmp
         with tracing.request("asked", {"traceparent": SENT}):
             await client.request(Get(keys=[]), 5.0)
         await client.request(Get(keys=[]), 5.0)
-    first, asked, second = receiver.spans
-    assert (first["trace"], first["parent"]) == (TRACE, asked["id"])
-    assert second["trace"] != TRACE
-    assert second["parent"] == ""
+    (asked,) = [one for one in receiver.spans if one["name"] == "asked"]
+    answers = [one for one in receiver.spans if one["name"] == "answer"]  # a request may be sent twice, so two or more
+    assert {(one["trace"], one["parent"]) for one in answers if one["trace"] == TRACE} == {(TRACE, asked["id"])}
+    assert {one["parent"] for one in answers if one["trace"] != TRACE} == {""}
 
 
 async def test_a_batch_belongs_to_the_trace_of_its_first_request(
@@ -301,14 +301,12 @@ async def test_an_endpoint_that_is_away_costs_spans_and_nothing_else(receive: Re
     (port,) = free_ports(1)
     with listening() as heard:
         async with running(f"http://127.0.0.1:{port}") as metrics:
-            worst = 0.0
+            began = time.monotonic()
             for _ in range(5000):
-                began = time.perf_counter()
                 with tracing.request("a", {}):
                     pass
-                worst = max(worst, time.perf_counter() - began)
+            assert time.monotonic() - began < 5
             assert counted(metrics, "dropped") == 5000 - otlp.QUEUE
-            assert worst < 0.1
             await until(lambda: counted(metrics, "dropped") == 5000, "all given up")
             receiver = receive(port)
             with tracing.request("after", {}):
