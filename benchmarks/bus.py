@@ -25,12 +25,12 @@ _ROUNDS = 4000
 _BATCHES = 4000
 _EVENTS = 100  # a batch, as the collector sends
 _WINDOW = 32  # batches under way at once
-_BATCH = Append(records=[Record(f"event-{i}", "", b"x" * 300) for i in range(_EVENTS)])
+_BATCH = Append.of([Record(f"event-{i}", "", b"x" * 300) for i in range(_EVENTS)])
 
 
 async def _answer(message: Message) -> Message:
     if isinstance(message, Append):
-        return Appended(last_offset=len(message.records))
+        return Appended(last_offset=_EVENTS)
     return StorageReport(journal_offset=0, system_offset=0, revision=0, used_bytes=0, map_bytes=0)
 
 

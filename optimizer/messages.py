@@ -8,10 +8,12 @@ socketpair between the parent and a child; not on the bus).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
+from optimizer.errors import Invalid
 from optimizer.model import SystemEvent
 
 VERSION: Final = 1
@@ -29,7 +31,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # --- storage -------------------------------------------------------------------------------------------
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
     One event on its way into the journal: its id (the key of idempotence), the selection it belongs to (or
     ""), and the event itself as MessagePack, which storage does not look into.
@@ -40,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
     One event read from a log. `opens`: it is the first one of its selection, or belongs to none; counting
     only these counts calls, not reports of calls.
@@ -51,7 +53,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
-class State(msgspec.Struct, frozen=True, array_like=True):
+class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
     One value of the state with the revision (> 0) of the commit that wrote it.
     """
@@ -63,9 +65,30 @@ class State(msgspec.Struct, frozen=True, array_like=True):
 class Append(Message, frozen=True):
     """
     Make events durable. Answer: Appended, after the disk has them.
+
+    `packed`: a list of Records as MessagePack. It travels as one piece, and is unpacked once, by whoever stores it.
     """
 
-    records: list[Record]
+    packed: memoryview
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Append:
+        """
+        The request for some records.
+        """
+        return cls(packed=memoryview(_encoder.encode(records)))
+
+    def records(self) -> list[Record]:
+        """
+        The records, unpacked.
+
+        Raises:
+            Invalid: there are none.
+        """
+        try:
+            return _records.decode(self.packed)
+        except msgspec.DecodeError as error:
+            raise Invalid(f"the packed records cannot be read: {error}") from error
 
 
 class Appended(Message, frozen=True):
@@ -372,6 +395,7 @@ Bus = (
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
+_records = msgspec.msgpack.Decoder(list[Record])
 _bus: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Bus)
 _control: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Control)
 

@@ -52,7 +52,7 @@ def test_events_keep_their_fields_over_messagepack() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        messages.Append(records=[messages.Record("e1", "", b"x")]),
+        messages.Append.of([messages.Record("e1", "", b"x")]),
         messages.Page(entries=[messages.Entry(1, True, b"x")], last_offset=1),
         messages.Commit(puts={"task/a": b"1"}, expect={"task/a": 0}),
         messages.Changed(sequence=1, key="task/a", revision=2, body=None),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from optimizer.bus.link import Client
+from optimizer.bus.requests import Client
 from optimizer.errors import Permanent
 from optimizer.messages import Submit, Submitted
 

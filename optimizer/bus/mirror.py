@@ -90,10 +90,8 @@ class Mirror:
             for key, state in page.states.items():
                 self._put(key, state)
             seen.update(page.states)
-            after, more = (
-                next(reversed(page.states), ""),
-                page.more,
-            )  # in the order of storage, where long keys end in a digest
+            after = next(reversed(page.states), "")  # in the order of storage, where long keys end in a digest
+            more = page.more
             revision = revision or page.revision
         for key in [key for key, state in self.states.items() if key not in seen and state.revision <= revision]:
             del self.states[key]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from optimizer.bus.link import Client
+from optimizer.bus.requests import Client
 from optimizer.errors import Permanent
 from optimizer.messages import (
     Append,
@@ -93,7 +93,7 @@ class RemoteStorage:
         self._timeout_s = timeout_s
 
     async def append(self, records: Sequence[Record]) -> Appended:
-        return await self._ask(Append(records=list(records)), Appended)
+        return await self._ask(Append.of(records), Appended)
 
     async def read(self, log: Log, after: int, limit: int = 1000) -> Page:
         return await self._ask(Read(log=log, after=after, limit=limit), Page)

@@ -56,9 +56,9 @@ class Shelf:
         self.appends += 1
         if self.held is not None:
             await self.held.wait()
-        if self.full and len(message.records) > self.fits:
+        if self.full and len(message.records()) > self.fits:
             raise Rejected(self.full, 9.0)
-        return await self.memory.append(message.records)
+        return await self.memory.append(message.records())
 
     @property
     def events(self) -> list[Event]:

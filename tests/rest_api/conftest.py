@@ -76,7 +76,7 @@ class Desk:
             raise Rejected("storage is away", 2.0)
         match message:
             case Append():
-                appended: Appended = await self.memory.append(message.records)
+                appended: Appended = await self.memory.append(message.records())
                 return appended
             case Read():
                 return await self.memory.read(message.log, message.after, message.limit)

@@ -128,9 +128,10 @@ class Desk:
                 raise Invalid(f"{type(message).__name__} is no request for storage")
 
     async def _append(self, message: Append) -> Appended:
-        with tracing.span("storage.append", "server", records=len(message.records)):
-            appended: Appended = await self.writer.run(lambda txn: self._lake.append(txn, message.records))
-        new = len(message.records) - len(appended.duplicates)
+        records = message.records()
+        with tracing.span("storage.append", "server", records=len(records)):
+            appended: Appended = await self.writer.run(lambda txn: self._lake.append(txn, records))
+        new = len(records) - len(appended.duplicates)
         self._stored += new
         self._metrics.events_stored_total.inc(new)
         self._metrics.events_duplicate_total.inc(len(appended.duplicates))
