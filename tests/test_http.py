@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from optimizer.budget import FREE_BYTES, Budget
 from optimizer.errors import Invalid, Rejected
-from optimizer.http_bodies import FREE_BYTES, Budget, TooLarge, gunzip
+from optimizer.http_bodies import TooLarge, gunzip
 from optimizer.http_server import Connection, Server
 
 MIB = 1024 * 1024
@@ -156,6 +157,17 @@ async def test_large_bodies_wait_in_order() -> None:
     await asyncio.gather(*(hold(number, size) for number, size in enumerate(sizes)))
     assert order == [0, 1, 2, 3, 4]
     await asyncio.wait_for(budget.take(MIB), 0.1)
+
+
+async def test_not_any_number_waits() -> None:
+    budget = Budget(1, most_waiting=1)
+    await budget.take(1)
+    waiting = asyncio.create_task(budget.take(1))
+    await asyncio.sleep(0)
+    with pytest.raises(Rejected, match="wait already"):
+        await budget.take(1)
+    budget.give(1)
+    await waiting
 
 
 @pytest.mark.parametrize("granted", [True, False])

@@ -17,8 +17,9 @@ from aiohttp import web
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from optimizer.budget import Budget, Lease
 from optimizer.errors import Invalid, Rejected, Transient
-from optimizer.http_bodies import Budget, Lease, TooLarge, TooSlow, UnknownEncoding, UnknownExpectation, read
+from optimizer.http_bodies import TooLarge, TooSlow, UnknownEncoding, UnknownExpectation, read
 from optimizer.model import Event
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log

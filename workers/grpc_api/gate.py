@@ -3,7 +3,9 @@ What every call passes on its way in and out: the bound on calls in hand, the de
 statuses, and the metrics.
 
 Messages are read here and not by grpcio, so that bytes that are no message are the caller's INVALID_ARGUMENT instead of
-INTERNAL.
+INTERNAL, and so that large ones are read one after the other: a message takes up to fifty times its size when it is read.
+
+Calls whose client streams have a bound of their own: however many of them are open and silent, the others are answered.
 """
 
 from __future__ import annotations
@@ -18,12 +20,18 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from optimizer.budget import Budget
 from optimizer.errors import Invalid, OptimizerError, Problem, Rejected
 from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
 from workers.grpc_api.refusals import refusal
 from workers.grpc_api.settings import Settings
+
+MAX_STREAMED_BYTES: Final = 1024 * 1024  # of one message of a stream; the largest event that is right has less
+_MOST_PARTS: Final = 10_100  # of a message at its top; as many events as may come together
+_MOST_WAITING: Final = 16  # large messages
+_SILENCE_S: Final = 300.0  # between messages of a stream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Act = Callable[[Any], Awaitable[Message]]
@@ -52,7 +60,9 @@ class Gate:
         self._durations = metrics.request_duration_seconds
         self._open = metrics.active_connections.labels(name)
         self._open.set(0)
-        self._in_hand = 0
+        self._budget = Budget(settings.max_message_bytes, most_waiting=_MOST_WAITING)
+        self._unary = _Bound(settings.max_concurrency, "calls are in hand (grpc_api.max_concurrency)")
+        self._streams = _Bound(settings.max_concurrency, "streams are open (grpc_api.max_concurrency)")
 
     def handlers(
         self, service: ServiceDescriptor, acts: Mapping[str, tuple[str, Act]]
@@ -73,13 +83,19 @@ class Gate:
 
         async def unary(raw: bytes, context: Context) -> bytes:
             async def work() -> Message:
-                async with asyncio.timeout(self._settings.timeout_secs):
-                    return await act(read(raw, ""))
+                with self._unary, self._budget.lease() as lease:
+                    async with asyncio.timeout(self._settings.timeout_secs):
+                        await lease.take(len(raw))
+                        return await act(read(raw, ""))
 
             return await _traced(method, context, self._passed(operation, context, work))
 
         async def stream(raws: AsyncIterator[bytes], context: Context) -> bytes:
-            return await _traced(method, context, self._passed(operation, context, lambda: act(read.each(raws))))
+            async def work() -> Message:
+                with self._streams:
+                    return await act(read.each(raws))
+
+            return await _traced(method, context, self._passed(operation, context, work))
 
         if method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(stream)
@@ -87,10 +103,8 @@ class Gate:
 
     async def _passed(self, operation: str, context: Context, work: Callable[[], Awaitable[Message]]) -> bytes:
         began, code = time.perf_counter(), grpc.StatusCode.CANCELLED
-        self._count(1)
+        self._open.inc()
         try:
-            if self._in_hand > self._settings.max_concurrency:
-                raise Rejected(f"{self._settings.max_concurrency} calls are in hand (grpc_api.max_concurrency)")
             answer = (await work()).SerializeToString()
             code = grpc.StatusCode.OK
             return answer
@@ -99,22 +113,20 @@ class Gate:
             await context.abort(code, told, trailers)
             raise
         finally:
-            self._count(-1)
+            self._open.dec()
             self._requests.labels(operation, code.name).inc()
             self._durations.labels(operation, code.name).observe(time.perf_counter() - began)
 
     def _told(self, operation: str, error: Exception) -> Exception:
         if isinstance(error, OptimizerError):
             return error
+        if isinstance(error, _Silent):
+            return TimeoutError(str(error))
         if isinstance(error, TimeoutError):
             seconds = f"{float(self._settings.timeout_secs):g} s (grpc_api.timeout_secs)"
             return TimeoutError(f"it took longer than {seconds}; make the same call again")
         log.opt(exception=error).error("grpc_api.call_failed", operation=operation)
         return RuntimeError("internal error; the log of grpc_api says more")
-
-    def _count(self, change: int) -> None:
-        self._in_hand += change
-        self._open.set(self._in_hand)
 
 
 async def _traced(method: MethodDescriptor, context: Context, passing: Awaitable[bytes]) -> bytes:
@@ -136,11 +148,38 @@ async def _traced(method: MethodDescriptor, context: Context, passing: Awaitable
     raise aborted
 
 
+class _Silent(Exception):
+    """
+    A stream was opened, and nothing comes.
+    """
+
+
+class _Bound:
+    """
+    So many at once, and no more; a context manager.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._taken = 0
+
+    def __enter__(self) -> None:
+        if self._taken >= self._most:
+            raise Rejected(f"{self._taken} {self._what}")
+        self._taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._taken -= 1
+
+
 class _Reader:
     def __init__(self, method: MethodDescriptor) -> None:
         self._kind: Final = message_factory.GetMessageClass(method.input_type)
 
     def __call__(self, raw: bytes, where: str) -> Message:
+        if len(raw) > _MOST_PARTS and more_parts(raw, _MOST_PARTS):
+            raise Invalid([Problem(where, f"has more than {_MOST_PARTS} parts", "a smaller message")])
         try:
             return self._kind.FromString(raw)
         except DecodeError:
@@ -149,6 +188,55 @@ class _Reader:
 
     async def each(self, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         number = 0
-        async for raw in raws:
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    raw = await anext(raws)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise _Silent(f"the stream was silent for {_SILENCE_S:g} s") from None
+            if len(raw) > MAX_STREAMED_BYTES:
+                told = f"has {len(raw)} bytes"
+                raise Invalid(
+                    [Problem(f"[{number}]", told, f"at most {MAX_STREAMED_BYTES} bytes in one message of a stream")]
+                )
             yield self(raw, f"[{number}]")
             number += 1
+
+
+def more_parts(raw: bytes, most: int) -> bool:
+    """
+    Whether a message has more than `most` fields, those of its parts not counted. Two bytes are enough for a part, and a message
+    full of them would take a hundred times its size. Bytes that are no message have what comes before that is seen.
+
+    Source: Protocol Buffers documentation, "Encoding".
+    """
+    at = count = 0
+    while at < len(raw) and count <= most:
+        key, at = _varint(raw, at)
+        kind = key & 7
+        if kind == 2:
+            size, at = _varint(raw, at)
+            at += size
+        elif kind == 0:
+            at = _varint(raw, at)[1]
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            break
+        count += 1
+    return count > most
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(raw):
+            break
+        byte = raw[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return value, at

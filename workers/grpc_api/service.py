@@ -23,6 +23,7 @@ from optimizer.pb.v1 import selection_pb2 as selection
 from optimizer.service import Frame
 from optimizer.telemetry import tracing
 from optimizer.telemetry.metrics import open_metrics
+from workers.grpc_api.crowd import MOST_WATCHERS, Crowd
 from workers.grpc_api.gate import Gate
 from workers.grpc_api.servicers import Health, Selections
 from workers.grpc_api.settings import Settings
@@ -30,6 +31,7 @@ from workers.grpc_api.settings import Settings
 _WATCH_S: Final = 1.0
 _MARGIN_S: Final = 0.5  # of the stop budget, left for closing the bus
 _KEEPALIVE_MS: Final = 60_000  # a peer that vanished without a word gives its streams back after this and a half
+_HANDSHAKE_MS: Final = 5_000  # a peer that connects and says nothing gives its descriptor back
 
 _SELECTION: Final = selection.DESCRIPTOR.services_by_name["SelectionService"]
 _HEALTH: Final = own_health.DESCRIPTOR.services_by_name["HealthService"]
@@ -71,8 +73,9 @@ async def serve(frame: Frame[Settings]) -> None:
 def _server(frame: Frame[Settings]) -> grpc.aio.Server:
     settings = frame.settings
     server = grpc.aio.server(
-        # The gate refuses with a delay for the retry; this is the bound behind it, for the standard services too.
-        maximum_concurrent_rpcs=2 * settings.max_concurrency,
+        # The gate and the crowd refuse with a delay for the retry; this is the bound behind them.
+        maximum_concurrent_rpcs=4 * settings.max_concurrency + 2 * MOST_WATCHERS,
+        interceptors=(Crowd(),),
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -80,6 +83,7 @@ def _server(frame: Frame[Settings]) -> grpc.aio.Server:
             ("grpc.max_metadata_size", 16 * 1024),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ],
     )
     host, port = frame.listeners["grpc"].getsockname()[:2]

@@ -4,6 +4,7 @@ What the calls do: messages to operations, results back to messages.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from workers.grpc_api.gate import Act
 from workers.grpc_api.settings import Settings
 
 BATCH: Final = 500  # events of a stream that are made durable together
+_BATCH_BYTES: Final = 512 * 1024  # of them, about
+_STEP: Final = 100  # events between two turns of others
 
 
 class Selections:
@@ -56,7 +59,12 @@ class Selections:
         """
         Outcomes in one message.
         """
-        found = await self._store([event_document(event) for event in request.events], "events")
+        documents: list[dict[str, Any]] = []
+        for event in request.events:
+            documents.append(event_document(event))
+            if len(documents) % _STEP == 0:
+                await asyncio.sleep(0)  # others get their turn
+        found = await self._store(documents, "events")
         return selection_pb2.FeedbackResponse(accepted=found.accepted, duplicates=found.duplicates, ids=found.ids)
 
     async def feedback_stream(
@@ -67,13 +75,14 @@ class Selections:
         """
         answer = selection_pb2.FeedbackStreamResponse()
         batch: list[dict[str, Any]] = []
-        number = 0
+        number = size = 0
         async for request in requests:
             batch.append(event_document(request.event))
-            if len(batch) == BATCH:
+            size += request.ByteSize()
+            if len(batch) == BATCH or size >= _BATCH_BYTES:
                 self._add(answer, await self._store(batch, "", number))
                 number += len(batch)
-                batch = []
+                batch, size = [], 0
         if batch:
             self._add(answer, await self._store(batch, "", number))
         return answer

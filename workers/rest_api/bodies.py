@@ -15,8 +15,9 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from optimizer.budget import Lease
 from optimizer.errors import Invalid, Problem
-from optimizer.http_bodies import Lease, TooLarge, TooSlow, UnknownEncoding, UnknownExpectation, read
+from optimizer.http_bodies import TooLarge, TooSlow, UnknownEncoding, UnknownExpectation, read
 from optimizer.operations.checks import join
 from workers.rest_api.problems import Refused
 

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from optimizer.budget import Budget
 from optimizer.errors import OptimizerError
-from optimizer.http_bodies import Budget
 from optimizer.http_server import IDLE_S, LINGER_S, Connection, Server
 from optimizer.operations.house import House
 from optimizer.telemetry import tracing
