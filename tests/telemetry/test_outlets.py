@@ -237,3 +237,14 @@ def test_a_moved_file_is_opened_anew_under_the_same_number(tmp_path: Path) -> No
     path.mkdir()
     assert not file.reopen()  # the old one is kept
     assert file.put(b"four")
+
+
+def test_a_new_process_has_no_new_patience_with_a_pipe_nobody_reads(pipe: tuple[int, int]) -> None:
+    first = Stream(pipe[1], note)
+    while first.put(LINE):
+        pass
+    second = Stream(pipe[1], note)
+    second.as_patient_as(first)
+    began = time.monotonic()
+    assert not second.put(LINE)
+    assert time.monotonic() - began < 0.05
