@@ -4,6 +4,7 @@ One running system: started, killed in part, looked at, stopped; each with its t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -80,11 +81,19 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         if self.process.returncode is None:
-            for pid in reversed(tree(self.process.pid)):  # only after a failure: as a rule it was stopped
-                os.kill(pid, signal.SIGKILL)
-            self.process.wait()
+            self._end()
         self.watch.close()
         shutil.rmtree(self.folder)
+
+    def _end(self) -> None:
+        """
+        By force, after a failure: as a rule it was stopped.
+        """
+        self.process.send_signal(signal.SIGSTOP)  # it makes no more children
+        for pid in reversed(tree(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def kill(self, i: int, meanwhile: Callable[[], None] = lambda: None) -> float:
         """
