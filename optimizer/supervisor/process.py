@@ -129,6 +129,8 @@ class Process:
 
     def _kill_after(self, seconds: float) -> None:
         if self._killer is not None:
+            if self._killer.when() <= self._loop.time() + seconds:
+                return  # it is to end sooner already
             self._killer.cancel()
         self._killer = self._loop.call_later(seconds, self.kill)
 
