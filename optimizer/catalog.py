@@ -49,7 +49,7 @@ class Service:
 
 SERVICES: Final[tuple[Service, ...]] = (
     Service("storage", section="storage"),
-    Service("collector", section="collector", listeners=(Listener("otlp_http", "collector", "otlp_http_port"),)),
+    Service("collector", (), (Listener("otlp_http", "collector", "otlp_http_port"),), "collector", overlaps=True),
     Service("integrations", section="integrations"),
     Service("processor", ("collector", "storage"), section="processor"),
     Service("rest_api", ("processor", "storage"), (Listener("http", "rest_api", "port"),), "rest_api", overlaps=True),

@@ -16,14 +16,18 @@ mode 0700; others connect, and reconnect by themselves every 10 ms. The rules of
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from optimizer.bus.publications import Publisher, Subscription
 from optimizer.bus.requests import Client, Handler, Server
 from optimizer.bus.sockets import Sockets
 from optimizer.messages import Changed, Grown, Message
+
+_TURN_S: Final = 0.01  # between two looks whether a predecessor is gone
 
 
 class Bus:
@@ -73,6 +77,15 @@ class Bus:
             Permanent: another process has bound it.
         """
         self._server = Server(self._sockets, self._identity, handler, max_in_flight)
+
+    async def serve_in_turn(self, handler: Handler, max_in_flight: int = 1024) -> None:
+        """
+        As `serve`, once the process that has the name lets go of it; returns at once where nobody has it. Requests that the
+        predecessor leaves unanswered are sent again to this one.
+        """
+        while not self._sockets.hold(f"{self._identity}.rpc"):  # noqa: ASYNC110 - a lock on a file tells nobody when it is free
+            await asyncio.sleep(_TURN_S)
+        self.serve(handler, max_in_flight)
 
     def publish(self, group: str, topic: str, message: Changed | Grown) -> None:
         """

@@ -40,7 +40,7 @@ class Sockets:
         _keep_heap()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._pumps: list[Pump] = []
-        self._locks: list[int] = []
+        self._locks: dict[str, int] = {}
 
     def bind(self, kind: zmq.SocketType, name: str, on_message: Reader) -> Pump:
         """
@@ -49,7 +49,8 @@ class Sockets:
         Raises:
             Permanent: somebody has bound the name, or it cannot be bound.
         """
-        self._lock(name)
+        if not self.hold(name):
+            raise Permanent(f"{self._directory / name} is bound by another process")
         socket = self._socket(kind)
         if kind == zmq.ROUTER:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -86,7 +87,7 @@ class Sockets:
         for pump in self._pumps:
             pump.close()
         self._context.destroy(0)
-        for descriptor in (*self._locks, self._folder):
+        for descriptor in (*self._locks.values(), self._folder):
             os.close(descriptor)
 
     def _socket(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
@@ -108,13 +109,20 @@ class Sockets:
             path = f"/proc/self/fd/{self._folder}/{name}"
         return f"ipc://{path}"
 
-    def _lock(self, name: str) -> None:
+    def hold(self, name: str) -> bool:
+        """
+        Take a name, before or without binding it; False while another process has it.
+        """
+        if name in self._locks:
+            return True
         descriptor = os.open(self._directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._locks.append(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Permanent(f"{self._directory / name} is bound by another process") from error
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._locks[name] = descriptor
+        return True
 
 
 def _keep_heap() -> None:

@@ -22,7 +22,7 @@ _SECRET_BYTES: Final = 64 * 1024
 _SIZES: Final = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40
 }  # fmt: skip
-_SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*")
+_SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*")
 _WORDS: Final = {
     "true": True,
     "yes": True,
@@ -152,7 +152,8 @@ def _tuple(value: Any, item: Any, option: Option, env: Mapping[str, str], from_t
 def _size(value: Any) -> Size:
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found is not None:
-        return Size(float(found[1]) * _SIZES[found[2] or "B"])
+        number = int(found[1]) if found[1].isdecimal() else float(found[1])
+        return Size(number * _SIZES[found[2] or "B"])
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise Wrong('a size such as "512MiB" or "2GB"')
     return Size(value)

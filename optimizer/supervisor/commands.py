@@ -169,7 +169,7 @@ class Commands:
         if wanted in (None, "all"):
             set_level(level)
         self._supervisor.tune(Tune(log_level=level), names)
-        log.info("log_level.changed", level=level, services=names)
+        log.info("log_level.changed", to=level, services=names)
         return {"level": level, "services": names}
 
     # --- what several need ---

@@ -23,6 +23,7 @@ from optimizer.supervisor.commands import READ, Commands, stopped_for_good
 from optimizer.supervisor.notify import Notifier, listen_fds
 from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.reloader import Reloader
+from optimizer.telemetry import tracing
 from optimizer.telemetry.logs import configure, log, require_file, ring_path
 from optimizer.telemetry.redaction import secrets_of
 
@@ -68,6 +69,7 @@ def run(config: Config, read: Callable[[], Config]) -> int:
     spawn.adopt_orphans()
     enabled = [service for service in SERVICES if config.enabled(service.section)]
     listeners = sockets.bind_all(enabled, config, activated)
+    tracing.preload(config)
     spawn.preload(enabled)
     lifeline = os.pipe()
     supervisor = partial(

@@ -268,7 +268,7 @@ class Ward:
         taken = {process.slot for process in self.processes()}
         slot = next(name for letter in ("", *string.ascii_lowercase[1:]) if (name := self.name + letter) not in taken)
         process = self._fork(self, slot)
-        log.info("service.forked", target=slot, child=process.pid, incarnation=self.incarnation)
+        log.info("service.forked", target=slot, child=process.pid, child_incarnation=self.incarnation)
         return process
 
     def _spawn(self) -> None:

@@ -4,6 +4,7 @@ The collector: OTLP/HTTP on the inherited listener, checked events of the APIs o
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from typing import Final
 
@@ -47,14 +48,17 @@ async def serve(frame: Frame[Settings]) -> None:
                 raise Invalid(f"an event of Submit is none: {error}") from None
             return Submitted(duplicates=await door.take(message.source, events))
 
-        bus.serve(answer)
         server = IngressServer(
             tracing.http(Ingress(frame, door, metrics).handle, route),
             frame.settings.max_body_bytes,
             metrics.active_connections.labels("collector").set,
         )
-        await server.listen(frame.listeners["otlp_http"])
-        frame.ready()
-        await frame.stopping.wait()
-        await server.stop(min(_FLIGHT_S, frame.stop_budget_s))
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(bus.serve_in_turn(answer))
+            await asyncio.sleep(0)  # without a predecessor it serves now
+            await server.listen(frame.listeners["otlp_http"])
+            frame.ready()
+            await frame.stopping.wait()
+            await server.stop(min(_FLIGHT_S, frame.stop_budget_s))
+            serving.cancel()
         await door.close()
