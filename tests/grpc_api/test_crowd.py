@@ -5,6 +5,8 @@ Many calls, many streams, many parts: whoever sends them shuts nobody out.
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,24 @@ async def test_a_message_of_very_many_parts_is_not_read(api: Grpc) -> None:
     call = api.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
     code, _, error = await refused(call(b"\x0a\x00" * 4_000_000))
     assert (code, "parts" in str(error.details())) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+async def test_a_refused_message_is_let_go_at_once(api: Grpc) -> None:
+    method = "/llm.optimizer.v1.SelectionService/Feedback"
+    call = api.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+    raw = b"\xff" * (2 * 1024 * 1024)
+    await refused(call(raw))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            await refused(call(raw))
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 3 * len(raw)
 
 
 async def test_large_messages_wait_for_each_other(tmp_path: Path) -> None:

@@ -83,10 +83,12 @@ class Gate:
 
         async def unary(raw: bytes, context: Context) -> bytes:
             async def work() -> Message:
+                nonlocal raw
+                given, raw = raw, b""  # an aborted call lives in a cycle until the next collection, without its message
                 with self._unary, self._budget.lease() as lease:
                     async with asyncio.timeout(self._settings.timeout_secs):
-                        await lease.take(len(raw))
-                        return await act(read(raw, ""))
+                        await lease.take(len(given))
+                        return await act(read(given, ""))
 
             return await _traced(method, context, self._passed(operation, context, work))
 
@@ -108,14 +110,16 @@ class Gate:
             answer = (await work()).SerializeToString()
             code = grpc.StatusCode.OK
             return answer
-        except Exception as error:  # the top of a call: whatever it is, it ends as a status
-            code, told, trailers = refusal(self._told(operation, error))
-            await context.abort(code, told, trailers)
-            raise
+        except Exception as error:  # noqa: BLE001 - the top of a call: whatever it is, it ends as a status
+            refused = refusal(self._told(operation, error))
+            code = refused[0]
         finally:
             self._open.dec()
             self._requests.labels(operation, code.name).inc()
             self._durations.labels(operation, code.name).observe(time.perf_counter() - began)
+        # out here, so that the abort does not keep the error, and with it all that was in hand
+        await context.abort(*refused)
+        raise AssertionError("abort raises")
 
     def _told(self, operation: str, error: Exception) -> Exception:
         if isinstance(error, OptimizerError):
