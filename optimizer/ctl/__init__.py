@@ -37,6 +37,22 @@ class _Anywhere(click.Group):
                 front += taken
         return super().parse_args(ctx, [*front, *rest])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """
+        As click does, with a hint for a mistyped name.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from error
+
 
 @click.group(cls=_Anywhere, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's admin.sock.")

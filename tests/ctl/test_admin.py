@@ -165,6 +165,12 @@ def test_a_socket_that_was_not_named_is_said_to_be_looked_for(folder: Path) -> N
     assert f"no daemon listens on {folder}/admin.sock (looked for by --socket, $LLM_OPTIMIZER_SOCKET" in found.stderr
 
 
+def test_a_mistyped_command_gets_a_hint(ctl: Ctl) -> None:
+    found = ctl("statsu")
+    assert found.exit_code == 2
+    assert "Did you mean status?" in found.stderr
+
+
 def test_restart_waits_for_the_outcome_and_tells_it(admin: Start, ctl: Ctl) -> None:
     fake = admin(lambda _: {"ok": True, "result": {"services": {"storage": "Running"}}})
     found = ctl("restart", "storage", "--timeout", "7")
