@@ -19,6 +19,8 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from optimizer.telemetry.logs import log
+
 BACKLOG: Final = 1024  # callers who wait while the service restarts
 IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
 LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
@@ -54,6 +56,25 @@ class Connection(RequestHandler):
         if self._first is not None:
             self._first.cancel()
         super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """
+        The answer to what is no HTTP, or has headers beyond the bounds. That is the sender's affair: aiohttp itself would log an
+        error, with what was sent, for each.
+        """
+        if status >= 500:
+            log.opt(exception=exc).error("http.failed", error=repr(exc)[:200])
+        told = " ".join((message or str(exc)).split())[:300]  # the parser draws with lines and arrows
+        manager = self._manager
+        response = manager.unreadable(status, told) if isinstance(manager, Server) else web.Response(status=status)
+        response.force_close()
+        return response
 
     def _too_slow(self) -> None:
         if self.fresh:
@@ -120,6 +141,12 @@ class Server(web.Server):
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         self._on_connections(sum(1 for one in self.connections if one is not handler))
+
+    def unreadable(self, status: int, told: str) -> web.Response:
+        """
+        The response to what is no request.
+        """
+        return web.Response(status=status, text=told)
 
     async def listen(self, listener: socket.socket) -> None:
         """

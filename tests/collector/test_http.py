@@ -389,6 +389,29 @@ async def test_slow_senders_are_cut_off(tmp_path: Path, monkeypatch: pytest.Monk
         writer.close()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"POST http://[::1/v1/traces HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello",
+    ],
+)
+async def test_what_is_hardly_http_is_answered_and_not_logged(
+    collector: Running, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, port = collector.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head[8:13] == b" 400 "
+    assert status(JSON, body)[0] == 3
+    assert capsys.readouterr().err == ""
+
+
 async def test_a_sender_may_ask_before_it_sends(collector: Running) -> None:
     body = request(CALL)
     async with collector.session.post(

@@ -164,6 +164,13 @@ def route(request: web.BaseRequest) -> str:
     return request.path if request.path == "/v1/traces" else "none"
 
 
+def unreadable(status: int, told: str) -> web.Response:
+    """
+    The response to what is no request.
+    """
+    return _failure(JSON, status, _INVALID_ARGUMENT, told)
+
+
 def _short(reasons: Counter[str], told: str) -> str:
     # the message has room for some reasons only; the others are counted
     return told if len(reasons) < 20 else "and others"

@@ -20,13 +20,26 @@ class IngressServer(Server):
     """
     Args:
         handler: answers one request. `largest`: size of a body in bytes.
-        on_connections: hears how many connections there are.
+        on_connections: hears how many connections there are. unreadable: the response to what is no request: status, reason.
     """
 
-    def __init__(self, handler: Handler, largest: int, on_connections: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        largest: int,
+        on_connections: Callable[[int], None],
+        unreadable: Callable[[int, str], web.Response],
+    ) -> None:
         super().__init__(self._handle, on_connections, request_factory=self._request)
         self._answer = handler
         self._largest = largest
+        self._unreadable = unreadable
+
+    def unreadable(self, status: int, told: str) -> web.Response:
+        """
+        The response to what is no request.
+        """
+        return self._unreadable(status, told)
 
     def __call__(self) -> RequestHandler:
         return Connection(

@@ -19,7 +19,7 @@ from optimizer.service import Frame
 from optimizer.telemetry import tracing
 from optimizer.telemetry.metrics import open_metrics
 from workers.collector.door import DEADLINE_S, Door
-from workers.collector.http import Ingress, route
+from workers.collector.http import Ingress, route, unreadable
 from workers.collector.server import IngressServer
 from workers.collector.settings import Settings
 
@@ -52,6 +52,7 @@ async def serve(frame: Frame[Settings]) -> None:
             tracing.http(Ingress(frame, door, metrics).handle, route),
             frame.settings.max_body_bytes,
             metrics.active_connections.labels("collector").set,
+            unreadable,
         )
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(bus.serve_in_turn(answer))

@@ -147,26 +147,6 @@ def _name(segment: str) -> str:
         raise Refused(400, "the address is not UTF-8 under its percent signs") from None
 
 
-class _Connection(Connection):
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """
-        The answer to what is no HTTP, or has headers beyond the bounds.
-        """
-        log.debug("rest_api.bad_http", error=repr(exc)[:200])
-        told = " ".join((message or str(exc)).split())  # the parser draws with lines and arrows
-        response = problem_response(Refused(status, told[:300]), "")
-        response.force_close()
-        return response
-
-
 class ApiServer(Server):
     """
     The server of an Api.
@@ -177,7 +157,7 @@ class ApiServer(Server):
         self._api = api
 
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        return Connection(
             self,
             loop=asyncio.get_running_loop(),
             access_log=_NO_LOG,
@@ -185,6 +165,12 @@ class ApiServer(Server):
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
         )
+
+    def unreadable(self, status: int, told: str) -> web.Response:
+        """
+        The response to what is no request.
+        """
+        return problem_response(Refused(status, told), "")
 
     async def stop(self, budget_s: float) -> None:
         """
