@@ -133,13 +133,19 @@ class _Counter(Counter):
     A counter whose number of series is bounded.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._known: set[tuple[object, ...]] = set()
+
     def labels(self, *values: object, **named: object) -> _Counter:
-        known: set[object] = self.__dict__.setdefault("_known", set())
+        """
+        The series of these labels, or the common one.
+        """
         key = values or tuple(sorted(named.items()))
-        if key not in known:
-            if len(known) >= MAX_SERIES:
+        if key not in self._known:
+            if len(self._known) >= MAX_SERIES:
                 return super().labels(*(OTHER for _ in key))
-            known.add(key)
+            self._known.add(key)
         return super().labels(*values, **named)
 
 
