@@ -151,7 +151,10 @@ def fleet(**states: str) -> Fleet:
     """
     The parent's view.
     """
-    services = {name: ServiceView(state=state, healthy=state == "Running") for name, state in states.items()}
+    services = {
+        name: ServiceView(state=state, healthy=state == "Running", pid=1 if state == "Running" else None)
+        for name, state in states.items()
+    }
     healthy = all(view.healthy for view in services.values())
     return Fleet(status="healthy" if healthy else "degraded", started_at=0.0, services=services)
 
