@@ -28,6 +28,7 @@ class House:
         rng: draws variants and nonces; seeded by the system unless a test wants a replay.
         fleet: the parent's newest view of the services, or None.
         keep_content: whether texts of prompts and completions may pass (`collector.keep_content`).
+        writing: held while a task is written, so that requests of one process do not get in each other's way.
     """
 
     storage: Storage
@@ -38,6 +39,7 @@ class House:
     rng: random.Random = field(default_factory=random.Random)
     fleet: Callable[[], Fleet | None] = lambda: None
     keep_content: bool = False
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @staticmethod
     @asynccontextmanager

@@ -168,6 +168,11 @@ async def _state(house: House, name: str) -> State | None:
 
 
 async def _write(house: House, task: Task, replace: bool) -> WrittenTask:
+    async with house.writing:
+        return await _write_alone(house, task, replace)
+
+
+async def _write_alone(house: House, task: Task, replace: bool) -> WrittenTask:
     at = house.clock.at()
     for _ in range(_TRIES):
         state = await _state(house, task.task)

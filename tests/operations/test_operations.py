@@ -59,6 +59,13 @@ async def test_a_task_lives_from_creation_to_deletion(house: House) -> None:
     assert (await run(house, "tasks.replace", WriteTask(document=document(), task="t"))).created
 
 
+async def test_replacements_at_once_all_succeed(house: House) -> None:
+    writes = [WriteTask(document=document("t", epsilon=i / 100), task="t") for i in range(30)]
+    done = await asyncio.gather(*(run(house, "tasks.replace", write) for write in writes))
+    assert [one.created for one in done].count(True) == 1
+    assert (await run(house, "tasks.get", NamedTask(task="t"))).epsilon == 0.29
+
+
 async def test_an_unknown_task_is_told_with_a_near_name(house: House) -> None:
     await create(house, name="support-reply")
     with pytest.raises(NotFound, match="support-reply"):
