@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processor.conftest import AT, SECRET, Lab, declared, event, selection
 
+from optimizer.decision.features import MAX_FEATURES
 from optimizer.decision.learner import Learner
 from optimizer.decision.policy import Policy
 from optimizer.decision.sketch import ALPHA
 from optimizer.errors import Invalid
 from optimizer.messages import Entry, Record
-from optimizer.model import POLICIES, Feedback, Task
+from optimizer.model import POLICIES, Feedback, Objective, Task
 from optimizer.telemetry.metrics import Metrics
 from workers.processor.lesson import lesson
 
@@ -225,6 +226,28 @@ async def test_a_policy_that_cannot_be_computed_stops_nobody(lab: Lab, monkeypat
     assert (lab.stats("u").events, lab.policy("u").policy_version) == (3, 2)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, where a price is far out of any range
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_what_is_published_is_probabilities_whatever_senders_claim(lab: Lab, policy: Any) -> None:
+    rng = random.Random(9)
+    ceiling = Objective(quality=1.0, cost=1.0, latency=1e9, max_cost_per_request_usd=1e-3)
+    await lab.declare(declared("t", policy, "a", objective=ceiling), declared("u", policy, "ab", objective=ceiling))
+    for i in range(60):
+        claims: dict[str, Any] = {
+            "cost_usd": rng.choice([0.0, 5e-324, 1e6]),
+            "latency_ms": rng.choice([0.0, 6e8]),
+            "quality": 1.0,
+        }
+        name, variant = rng.choice([("t", "a"), ("u", "a"), ("u", "b")])
+        await lab.happen(event(f"e{i}", selection_id=selection(name, variant, i, {"x": 1e300}), **claims))
+        await lab.learn()
+        for name in "tu":
+            shares = lab.policy(name).shares.values()
+            assert sum(shares) == pytest.approx(1)
+            assert min(shares) >= 0
+    assert lab.stats("t").events + lab.stats("u").events == 60
+
+
 async def test_many_tasks_are_followed_in_commits_of_bounded_size(lab: Lab) -> None:
     await lab.declare(*(declared(f"t{i}", "weighted") for i in range(1000)))
     assert await lab.study.advance(lab.tasks)  # there is more to follow, although no event came
@@ -244,7 +267,8 @@ async def test_large_learners_are_committed_apart(lab: Lab) -> None:
     many = [f"v{i}" for i in range(64)]
     await lab.declare(*(declared(f"t{i}", "contextual", many) for i in range(8)))
     await lab.learn()
-    await lab.happen(*(event(f"e{i}", selection_id=selection(f"t{i}", "v1", i), quality=1.0) for i in range(8)))
+    rich = {f"f{n}": n / MAX_FEATURES for n in range(MAX_FEATURES)}
+    await lab.happen(*(event(f"e{i}", selection_id=selection(f"t{i}", "v1", i, rich), quality=1.0) for i in range(8)))
     await lab.learn()
     assert all(lab.stats(f"t{i}").events == 1 for i in range(8))
     sizes = [sum(commit.values()) for commit in lab.faulty.commits]

@@ -1,5 +1,5 @@
 """
-Which policies are worth an announcement, and what it says.
+Which policies may be published, which are worth an announcement, and what it says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from optimizer.decision.policy import Snapshot
 from optimizer.model import SystemEvent, new_id
 
 _TOLD_SHIFT: Final = 0.1  # total variation between announced and new shares that is worth an announcement
+_ROUNDING: Final = 1e-6
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -31,6 +32,14 @@ def told(snapshot: Snapshot) -> Told:
     The part of a snapshot that is remembered.
     """
     return Told(snapshot.task, snapshot.policy, snapshot.shares)
+
+
+def sound(snapshot: Snapshot) -> bool:
+    """
+    Whether the shares are probabilities: not a number is none.
+    """
+    shares = snapshot.shares.values()
+    return all(0 <= share <= 1 + _ROUNDING for share in shares) and abs(sum(shares) - 1) <= _ROUNDING
 
 
 def worth_telling(last: Told | None, snapshot: Snapshot) -> bool:

@@ -28,7 +28,7 @@ from optimizer.model import Task
 from optimizer.service import Frame
 from optimizer.telemetry.logs import log
 from optimizer.telemetry.metrics import Metrics
-from workers.processor.announcements import Told, announcement, told, worth_telling
+from workers.processor.announcements import Told, announcement, sound, told, worth_telling
 from workers.processor.figures import Figures
 from workers.processor.lesson import Lesson, lesson
 from workers.processor.settings import Settings
@@ -118,6 +118,7 @@ class Study:
         self._published = 0
         self._defects: set[int] = set()  # offsets of events that made learning fail
         self._complaints = 0
+        self._broken: set[str] = set()  # tasks whose policy cannot be computed
         self.touched: set[str] = set()
 
     async def load(self, tasks: Mapping[str, State]) -> bool:
@@ -336,11 +337,21 @@ class Study:
         self._sizes[name] = len(body)
 
     def _snapshot(self, learner: Learner) -> Snapshot | None:
+        """
+        The policy that follows; None for a task without variants, or when none can be computed: the one before is served on.
+        """
+        name = learner.task.task
         try:
-            return learner.snapshot()
-        except Exception as error:  # noqa: BLE001 - a defect in one policy must not stop the others: the one before is served on
-            log.opt(exception=error).error("policy.not_computed", task=learner.task.task, error=repr(error))
+            snapshot = learner.snapshot()
+            if snapshot is not None and not sound(snapshot):
+                raise ValueError(f"shares are no probabilities: {snapshot.shares}")
+        except Exception as error:  # noqa: BLE001 - a defect in one policy must not stop all learning for ever
+            if name not in self._broken:
+                log.opt(exception=error).error("policy.not_computed", task=name, error=repr(error))
+            self._broken.add(name)
             return None
+        self._broken.discard(name)
+        return snapshot
 
     def _committed(self, under_way: _Pass, changes: _Changes) -> None:
         for name in under_way.dirty:
@@ -350,6 +361,7 @@ class Study:
             else:
                 for known in (self._revisions, self._sizes, self._told):
                     known.pop(name, None)
+                self._broken.discard(name)
                 self._figures.forget(name)
         self._told.update(changes.told)
         self._defects = {offset for offset in self._defects if offset > under_way.offset}
