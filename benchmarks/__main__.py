@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks import Row
 
-NAMES: Final = ("bus", "otlp", "select", "supervision", "restarts")
+NAMES: Final = ("bus", "otlp", "select", "supervision", "restarts", "scrape")
 
 
 def number(value: float) -> str:
