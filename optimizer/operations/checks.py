@@ -195,6 +195,14 @@ class Reader:
             return dict(value)
         return {}
 
+    def inner(self, name: str) -> Reader | None:
+        """
+        The reader of an object in this one; None when it is absent or wrong. An empty object is one.
+        """
+        given, before = self.rest.get(name) is not None, len(self.problems)
+        raw = self.mapping(name)
+        return Reader(raw, join(self.path, name), self.problems) if given and len(self.problems) == before else None
+
     def scalars(self, name: str, maximum: int = 64) -> dict[str, Scalar]:
         """
         An object of finite numbers, strings and bools: features.

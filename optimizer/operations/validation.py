@@ -39,10 +39,10 @@ from optimizer.operations.checks import (
 from optimizer.operations.content import is_content
 
 MAX_PROBLEMS: Final = 1000  # listed in one answer; the rest is counted
-_MAX_ERROR: Final = 1000  # characters of an error; a stack trace belongs into a log
-_MAX_COMMENT: Final = 4000
-_MAX_SELECTION: Final = 4096  # characters; a ticket carries the features of its request
-_MAX_PRICE: Final = 1e6  # US dollars per million tokens
+MAX_ERROR: Final = 1000  # characters of an error; a stack trace belongs into a log
+MAX_COMMENT: Final = 4000
+MAX_SELECTION: Final = 4096  # characters; a ticket carries the features of its request
+MAX_PRICE: Final = 1e6  # US dollars per million tokens
 
 # What a task, a model and so on are called in attributes of OpenTelemetry, newest name first.
 _MAPPED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -89,10 +89,10 @@ def event(
     found = Event(
         id=reader.text("id", MAX_ID) or event_id,
         time=reader.moment("time", at) or at,
-        selection_id=_mapped(reader, extra, "selection_id", _MAX_SELECTION),
+        selection_id=_mapped(reader, extra, "selection_id", MAX_SELECTION),
         **names,
         **_figures(reader),
-        error=reader.text("error", _MAX_ERROR, printable=False),
+        error=reader.text("error", MAX_ERROR, printable=False),
         finish_reason=reader.text("finish_reason"),
         parameters=reader.tree("parameters", drop),
         scores=reader.numbers("scores"),
@@ -139,7 +139,7 @@ def _feedback(reader: Reader) -> Feedback | None:
     found = Feedback(
         rating=inner.number("rating", -1, 1),
         thumbs=inner.flag("thumbs"),
-        comment=inner.text("comment", _MAX_COMMENT, printable=False),
+        comment=inner.text("comment", MAX_COMMENT, printable=False),
     )
     inner.unknown(("rating", "thumbs", "comment"))
     return found
@@ -300,10 +300,9 @@ def _variant(raw: object, path: str, problems: list[Problem]) -> Variant:
 
 
 def _prompt(reader: Reader) -> Prompt | None:
-    raw = reader.mapping("prompt")
-    if not raw:
+    inner = reader.inner("prompt")
+    if inner is None:
         return None
-    inner = Reader(raw, join(reader.path, "prompt"), reader.problems)
     found = Prompt(name=inner.text("name"), version=inner.text("version"))
     if not found.name:
         inner.wrong("name", "is missing", "the name of the prompt")
@@ -312,14 +311,13 @@ def _prompt(reader: Reader) -> Prompt | None:
 
 
 def _price(reader: Reader) -> Price | None:
-    raw = reader.mapping("price")
-    if not raw:
+    inner = reader.inner("price")
+    if inner is None:
         return None
-    inner = Reader(raw, join(reader.path, "price"), reader.problems)
     for name in Price.__struct_fields__:
         if inner.rest.get(name) is None:
-            inner.wrong(name, "is missing", span(0, _MAX_PRICE))
-    found = {name: inner.number(name, 0, _MAX_PRICE) or 0.0 for name in Price.__struct_fields__}
+            inner.wrong(name, "is missing", span(0, MAX_PRICE))
+    found = {name: inner.number(name, 0, MAX_PRICE) or 0.0 for name in Price.__struct_fields__}
     inner.unknown(Price.__struct_fields__)
     return Price(**found)
 

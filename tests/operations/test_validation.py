@@ -308,6 +308,15 @@ def test_a_near_name_is_not_looked_for_among_any_number() -> None:
     assert did_you_mean("n" * 100_000, ["n" * 100_000]) == ""
 
 
+def test_an_empty_price_or_prompt_is_no_absent_one() -> None:
+    found = task({"task": "t", "variants": [{"name": "a", "price": {}, "prompt": {}}, {"name": "b", "price": None}]})
+    assert [problem.field for problem in found] == [  # type: ignore[union-attr] # a list
+        "variants[0].prompt.name",
+        "variants[0].price.input_usd_per_million",
+        "variants[0].price.output_usd_per_million",
+    ]
+
+
 def test_near_misses_are_suggested() -> None:
     assert "thompson" in str(refused({**TASK, "policy": "thomson"})[0])
     assert "policy" in refused({**TASK, "polcy": "fixed"})[0].reason

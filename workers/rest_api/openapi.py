@@ -6,7 +6,6 @@ Source: OpenAPI Specification 3.1.1; its schemas are JSON Schema 2020-12, which 
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,10 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from optimizer import __version__
-from optimizer.model import MAX_VARIANTS, Event, SystemEvent, Task
-from optimizer.operations.feedback import MAX_EVENTS
+from optimizer.model import Event, SystemEvent, Task
 from workers.rest_api.problems import ProblemDocument
-from workers.rest_api.routes import Route, Written
+from workers.rest_api.routes import Route, SelectBody
+from workers.rest_api.written import add_documents
 
 _REF: Final = "#/components/schemas/{name}"
 _ERRORS: Final = {
@@ -30,7 +29,7 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """
     The document for these routes.
     """
-    kinds = {kind for route in routes for kind in (route.body, *route.answers.values()) if _is_struct(kind)}
+    kinds = {kind for route in routes for kind in (SelectBody, *route.answers.values()) if _is_struct(kind)}
     roots = [*sorted(kinds, key=lambda kind: str(kind.__name__)), Event, SystemEvent, Task, ProblemDocument]
     schemas, components = msgspec.json.schema_components(roots, ref_template=_REF)
     _write(components)
@@ -58,28 +57,9 @@ def _is_struct(kind: Any) -> bool:
 
 def _write(components: dict[str, Any]) -> None:
     """
-    Add what senders write, which is checked by hand, and what msgspec cannot say.
+    Add what senders write, and what msgspec cannot say.
     """
-    task = copy.deepcopy(components["Task"])
-    for name in ("observed", "created_at", "updated_at"):
-        del task["properties"][name]
-    task["properties"]["variants"] |= {"minItems": 1, "maxItems": MAX_VARIANTS}
-    del task["properties"]["variants"]["default"]
-    task["description"] = "A task as it is declared. `task` may be left out where the address names it."
-    components["TaskDocument"] = {**task, "title": "TaskDocument", "required": ["variants"]}
-    event = copy.deepcopy(components["Event"])
-    for name in ("source", "cost_estimated"):
-        del event["properties"][name]
-    event["description"] = (
-        "One outcome. Required: a `selection_id`, or `task` and one of `model` and `variant`. Unknown fields are kept "
-        "under `attributes`; texts of prompts and completions are dropped."
-    )
-    event.pop("required", None)
-    components["FeedbackEvent"] = {**event, "title": "FeedbackEvent", "additionalProperties": True}
-    one = {"$ref": _REF.format(name="FeedbackEvent")}
-    components["FeedbackEvents"] = {
-        "anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_EVENTS}]
-    }
+    add_documents(components)
     kinds = [{"$ref": _REF.format(name=name)} for name in ("Event", "SystemEvent")]
     components["EventPage"]["properties"]["items"]["items"] = {"anyOf": kinds}
 
@@ -97,10 +77,9 @@ def _operation(route: Route, references: dict[Any, Any]) -> dict[str, Any]:
         },
     }
     if route.body is not None:
-        written = isinstance(route.body, Written)
-        schema = {"$ref": _REF.format(name=route.body.value)} if written else references[route.body]
+        schema = {"$ref": _REF.format(name=route.body.value)}
         found["requestBody"] = {
-            "required": written,
+            "required": route.body_required,
             "content": {media: {"schema": schema} for media in route.media},
         }
     return found

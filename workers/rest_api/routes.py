@@ -68,11 +68,13 @@ class Hands:
 
 class Written(enum.Enum):
     """
-    Bodies that are checked by hand, so that every mistake is named; their schemas are in openapi.py.
+    Bodies that are checked by hand, so that every mistake is named; their schemas are in written.py.
     """
 
+    NEW_TASK = "NewTaskDocument"
     TASK = "TaskDocument"
-    EVENTS = "FeedbackEvents"
+    EVENTS = "EventDocuments"
+    SELECT = "SelectBodyDocument"
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -121,7 +123,7 @@ class Route:
     One line of the table.
 
     Args:
-        body: type of the request's JSON, a Written, or None for none; `media`: content types of it.
+        body: what the request's JSON is, or None for none; `media`: content types of it.
         answers: status to type of the answer (None: no content); the errors are the same for all.
         answer_media: content type of the answer.
         vital: answered however busy the service is.
@@ -134,7 +136,8 @@ class Route:
     operation: str
     handler: Handler
     answers: Mapping[int, Any]
-    body: Any = None
+    body: Written | None = None
+    body_required: bool = True
     media: tuple[str, ...] = (JSON,)
     query: tuple[Query, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +154,7 @@ class Route:
         return self.about or OPERATIONS[self.operation].summary
 
 
-class SelectBody(msgspec.Struct, frozen=True, kw_only=True):
+class SelectBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     `context`: features of the request; `session`: the conversation; `explain`: tell the reason as well.
     """
@@ -262,11 +265,20 @@ _TASK: Final = "/api/v1/tasks/{task}"
 
 ROUTES: Final = (
     Route("GET", "/api/v1/tasks", "tasks.list", _list_tasks, {200: TaskPage}, query=_PAGING),
-    Route("POST", "/api/v1/tasks", "tasks.create", _create_task, {201: Task}, Written.TASK),
+    Route("POST", "/api/v1/tasks", "tasks.create", _create_task, {201: Task}, Written.NEW_TASK),
     Route("GET", _TASK, "tasks.get", _get_task, {200: Task}),
     Route("PUT", _TASK, "tasks.replace", _replace_task, {200: Task, 201: Task}, Written.TASK),
     Route("DELETE", _TASK, "tasks.delete", _delete_task, {204: None}),
-    Route("POST", _TASK + "/select", "select", _select, {200: selection.Selection}, SelectBody, at_once=select_at_once),
+    Route(
+        "POST",
+        _TASK + "/select",
+        "select",
+        _select,
+        {200: selection.Selection},
+        Written.SELECT,
+        body_required=False,
+        at_once=select_at_once,
+    ),
     Route("GET", _TASK + "/stats", "tasks.stats", _stats, {200: TaskStats}),
     Route(
         "POST",
@@ -275,7 +287,7 @@ ROUTES: Final = (
         _feedback,
         {200: feedback.Accepted},
         Written.EVENTS,
-        (JSON, NDJSON),
+        media=(JSON, NDJSON),
         headers={
             "Idempotency-Key": "gives ids to events that have none, so that the request may be sent again; the same key with "
             "another body is refused. At most 1024 printable ASCII characters"
