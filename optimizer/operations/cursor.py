@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from optimizer.errors import Invalid, Problem
 
 P = TypeVar("P", int, str)
+_MAX_POSITION: Final = 2**63  # offsets have eight bytes
 
 
 def encode_cursor(kind: str, position: int | str) -> str:
@@ -36,6 +37,8 @@ def decode_cursor(text: str, kind: str, of: type[P], begin: P) -> P:
         version, told, position = found
     except (binascii.Error, ValueError, TypeError, msgspec.MsgspecError, RecursionError):
         version, told, position = 0, "", None
-    if version != 1 or told != kind or not isinstance(position, of) or (isinstance(position, int) and position < 0):
+    right = type(position) is of and (not isinstance(position, int) or 0 <= position < _MAX_POSITION)
+    if version != 1 or told != kind or not right:
         raise Invalid([Problem("cursor", "is none of this list", "`next_cursor` of the page before")])
-    return position
+    answer: P = position
+    return answer

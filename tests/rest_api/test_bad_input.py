@@ -5,6 +5,7 @@ What a bad client sees: a precise 4xx as problem+json, no 5xx, and nothing has c
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import math
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rest_api.conftest import Rest, running, task
 
@@ -143,6 +145,12 @@ async def test_queries(small: Rest) -> None:
     assert await refused(small, query, None, 422, method="GET") == ["limit", "lmit", "log", "last"]
     for query in ("limit=1e3", "limit=" + "9" * 100, "limit=1&limit=2", "cursor=%00", "cursor=AAAA", "limit=²"):
         await refused(small, "/api/v1/events?" + query, None, 422, method="GET")
+
+
+async def test_forged_cursors(small: Rest) -> None:
+    for position in (-1, 2**63, 2**64 - 1, True, None, 1.5, "x", [1], {}):
+        packed = base64.urlsafe_b64encode(msgspec.msgpack.encode((1, "journal", position))).decode().rstrip("=")
+        assert await refused(small, f"/api/v1/events?cursor={packed}", None, 422, method="GET") == ["cursor"]
 
 
 async def test_keys(small: Rest) -> None:
