@@ -148,7 +148,8 @@ async def test_queries(small: Rest) -> None:
 
 
 async def test_forged_cursors(small: Rest) -> None:
-    for position in (-1, 2**63, 2**64 - 1, True, None, 1.5, "x", [1], {}):
+    forged: list[Any] = [-1, 2**63, 2**64 - 1, True, None, 1.5, "x", [1], {}]
+    for position in forged:
         packed = base64.urlsafe_b64encode(msgspec.msgpack.encode((1, "journal", position))).decode().rstrip("=")
         assert await refused(small, f"/api/v1/events?cursor={packed}", None, 422, method="GET") == ["cursor"]
 
