@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -77,9 +78,18 @@ async def noisy(frame: Frame[Any]) -> None:
     """
     Writes 100 MB to stderr.
     """
-    line = b"x" * 4000 + b"\n"
-    await asyncio.to_thread(lambda: [os.write(2, line) for _ in range(25_000)])
+    await asyncio.to_thread(_flood)
     await quiet(frame)
+
+
+def _flood() -> None:
+    for _ in range(25_000):
+        rest = b"x" * 4000 + b"\n"
+        while rest:
+            try:
+                rest = rest[os.write(2, rest) :]
+            except BlockingIOError:  # configuring the logs made the pipe one that does not wait
+                select.select([], [2], [])
 
 
 async def early(frame: Frame[Any]) -> None:

@@ -5,6 +5,7 @@ What a child can do to its parent, on the real parent with real processes.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -149,6 +150,7 @@ def test_a_flood_on_stderr_does_not_hold_the_parent(build: Build) -> None:
     answers = 0
     read = 0
     while read < 100_000_000:
+        assert select.select([house.process.stderr], [], [], 30)[0], f"nothing comes after {read} bytes"
         read += len(os.read(house.process.stderr.fileno(), 1 << 20))
         if read // 10_000_000 > answers:
             answers += 1
