@@ -16,7 +16,7 @@ import zmq
 
 from optimizer.bus.pump import deaf
 from optimizer.bus.sockets import Sockets
-from optimizer.bus.wire import head_of, message_of, pack
+from optimizer.bus.wire import Letter, letters, read, write
 from optimizer.errors import OptimizerError, Permanent
 from optimizer.messages import Changed, Grown, Message, Pulse
 from optimizer.telemetry.logs import log
@@ -42,11 +42,9 @@ class Publisher:
         """
         number = self._numbers[group] = self._numbers.get(group, 0) + 1
         try:
-            data = pack(_UNNUMBERED, msgspec.structs.replace(message, sequence=number))
+            self._send(topic, msgspec.structs.replace(message, sequence=number))
         except OptimizerError as error:  # too large
             log.error("bus.not_published", topic=topic, error=str(error))
-            return
-        self._pump.send(topic.encode(), [data])
 
     def close(self) -> None:
         """
@@ -57,7 +55,12 @@ class Publisher:
     def _pulse(self) -> None:
         self._timer = self._loop.call_later(_PULSE_S, self._pulse)
         for group, number in self._numbers.items():
-            self._pump.send(f"{group}/".encode(), [pack(_UNNUMBERED, Pulse(sequence=number))])
+            self._send(f"{group}/", Pulse(sequence=number))
+
+    def _send(self, topic: str, message: Message) -> None:
+        frame = bytearray()
+        write(frame, _UNNUMBERED, message)
+        self._pump.send(topic.encode(), frame)
 
 
 class Subscription:
@@ -78,22 +81,28 @@ class Subscription:
         self._on_join = on_join
         self._numbers: dict[str, int] = {}
         self._refused = ""
-        pump = sockets.connect(zmq.SUB, f"{peer}.pub", self._on_publication, self._on_connected)
+        pump = sockets.connect(zmq.SUB, f"{peer}.pub", self._on_publication, self._on_connection)
         for topic in topics:
             pump.socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
 
-    def _on_connected(self) -> None:
-        self._numbers.clear()
-        self._on_join()
+    def _on_connection(self, there: bool) -> None:
+        if there:
+            self._numbers.clear()
+            self._on_join()
 
     def _on_publication(self, address: bytes, data: memoryview) -> None:
         try:
-            topic, message = address.decode(), self._understood(data)
+            topic = address.decode()
+            messages = [self._understood(letter) for letter in letters(data)]
         except (OptimizerError, UnicodeDecodeError) as error:
             if self._refused != str(error):  # once: a peer of another version publishes nothing else
                 self._refused = str(error)
                 log.error("bus.publication_refused", error=self._refused)
             return
+        for message in messages:
+            self._take(topic, message)
+
+    def _take(self, topic: str, message: Changed | Grown | Pulse) -> None:
         group = "/".join(topic.split("/", 2)[:2])
         last = self._numbers.get(group)
         self._numbers[group] = message.sequence
@@ -105,11 +114,8 @@ class Subscription:
         if missed:
             self._on_join()
 
-    def _understood(self, data: memoryview) -> Changed | Grown | Pulse:
-        head = head_of(data)
-        if head is None:
-            raise Permanent(f"{self._peer} published what is no bus message")
-        message = message_of(head, data, self._peer)
+    def _understood(self, letter: Letter) -> Changed | Grown | Pulse:
+        message = read(letter, self._peer)
         if not isinstance(message, Changed | Grown | Pulse):
             raise Permanent(f"{self._peer} published {type(message).__name__}, which is no publication")
         return message

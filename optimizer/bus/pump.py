@@ -9,7 +9,7 @@ send the question is asked until the answer is no. It costs 1 µs; to receive an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -21,6 +21,7 @@ Reader = Callable[[bytes, memoryview], None]
 _BURST: Final = 200  # frames taken before other callbacks of the loop get their turn
 # plain numbers: arithmetic with the enumerations costs more than a system call
 _READABLE: Final = int(zmq.POLLIN)
+_WRITABLE: Final = int(zmq.POLLOUT)
 _NOW: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -36,8 +37,8 @@ class Pump:
     Sends at once or not at all, and hands over what arrives.
 
     Args:
-        addressed: before its frames of data, of which there may be several, a message has one with an address (peer or topic).
-        on_message: called for each frame of data with the address (or b"") and the data, which must not be kept.
+        addressed: before its frame of data a message has one with an address (peer or topic).
+        on_message: called with the address (or b"") and each frame of data; a stranger may send more than one.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], addressed: bool, on_message: Reader) -> None:
@@ -51,9 +52,9 @@ class Pump:
         self._loop.add_reader(self._descriptor, self._drain)
         self.look()
 
-    def send(self, address: bytes, frames: Sequence[bytearray]) -> bool:
+    def send(self, address: bytes, frame: bytearray) -> bool:
         """
-        Hand a message to ZeroMQ; False when its queue is full, nobody is connected, or the pump is closed.
+        Hand a frame to ZeroMQ; False when its queue is full, nobody is connected, or the pump is closed.
 
         What is addressed to a peer that has gone is dropped: the peer has forgotten what it asked.
         """
@@ -62,9 +63,7 @@ class Pump:
         try:
             if self._addressed:
                 self.socket.send(address, _MORE)
-            for frame in frames[:-1]:
-                self.socket.send(frame, _MORE)
-            self.socket.send(frames[-1], _NOW)
+            self.socket.send(frame, _NOW)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -75,6 +74,12 @@ class Pump:
             if self._readable():
                 self.look()
         return True
+
+    def writable(self) -> bool:
+        """
+        Whether somebody is connected and there is room for one more message.
+        """
+        return not self.closed and bool(self.socket.get(zmq.EVENTS) & _WRITABLE)  # type: ignore[operator] # EVENTS is an int
 
     def look(self) -> None:
         """

@@ -1,22 +1,18 @@
 """
 Requests and their answers: the client keeps a request until its answer or its deadline, the server answers every one.
-
-What one round of the loop asks or answers travels together, as frames of one ZeroMQ message: a message wakes three threads on
-its way, and under load that costs more than all the rest. A frame stays a request, or an answer, of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 import zmq
 
 from optimizer.bus.sockets import Sockets
-from optimizer.bus.wire import head_of, message_of, pack, raised, told, trace_of
+from optimizer.bus.wire import FRAME_BYTES, Letter, letters, raised, read, told, write
 from optimizer.errors import OptimizerError, Rejected, Transient
 from optimizer.messages import Failure, Message
 from optimizer.telemetry import tracing
@@ -26,14 +22,11 @@ Handler = Callable[[Message], Awaitable[Message]]
 
 MAX_PENDING: Final = 4096  # requests of one client without an answer; more means the peer is far behind
 _RETRY_S: Final = 0.01  # between attempts to send what could not be sent
-_BUNDLE_BYTES: Final = 128 * 1024  # in one message, about: the peer begins with one while the next is on its way
-_BUNDLE_FRAMES: Final = 64
 
 
 class _Call(msgspec.Struct, eq=False):
     message: Message
     trace: bytes
-    frame: bytearray | None  # until it is sent; made again if it must be sent again
     future: asyncio.Future[Message]
     timeout_s: float
     deadline: float  # loop time
@@ -47,12 +40,15 @@ class Client:
     def __init__(self, sockets: Sockets, peer: str) -> None:
         self._peer = peer
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[int, _Call] = {}  # by number, until the answer
-        self._unsent: dict[int, _Call] = {}  # those of them that are to be sent, or sent again
+        self._calls: dict[int, _Call] = {}  # by number, in its order, until the answer
         self._number = 0
+        self._sent = 0  # all up to this number were sent over the present connection
+        self._frame = bytearray()  # those after it, unless they wait for the peer
+        self._connected = False
+        self._waiting = False  # the peer is away, or its queue is full
         self._sending: asyncio.Handle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._pump = sockets.connect(zmq.DEALER, f"{peer}.rpc", self._on_answer, self._on_connected)
+        self._pump = sockets.connect(zmq.DEALER, f"{peer}.rpc", self._on_answers, self._on_connection)
 
     async def request(self, message: Message, timeout_s: float) -> Message:
         """
@@ -68,18 +64,15 @@ class Client:
             raise self._closed()
         self._number = number = self._number + 1
         trace = tracing.carried()
-        frame = pack(number, message, trace)
+        write(self._frame, number, message, trace)
         deadline = self._loop.time() + timeout_s
-        call = _Call(message, trace, frame, self._loop.create_future(), timeout_s, deadline)
-        self._calls[number] = self._unsent[number] = call
+        call = self._calls[number] = _Call(message, trace, self._loop.create_future(), timeout_s, deadline)
         self._expire_at(deadline)
-        if self._sending is None:
-            self._sending = self._loop.call_soon(self._send)
+        self._send_soon()
         try:
             answer = await call.future
         finally:
             del self._calls[number]
-            self._unsent.pop(number, None)
         if isinstance(answer, Failure):
             raise raised(answer)
         return answer
@@ -98,8 +91,9 @@ class Client:
     def _closed(self) -> Transient:
         return Transient(f"the connection to {self._peer} was closed")
 
+    # --- deadlines: one timer for all, set again for an earlier one, and for the next one when it fires ---
+
     def _expire_at(self, deadline: float) -> None:
-        # one timer for all: it is set again for an earlier deadline, and for the next one when it fires
         if self._expiry is not None:
             if self._expiry.when() <= deadline:
                 return
@@ -118,41 +112,73 @@ class Client:
             sentence = f"{self._peer} did not answer {type(call.message).__name__} within {call.timeout_s:g} s"
             call.future.set_exception(Transient(sentence))
 
-    def _send(self) -> None:
+    # --- sending ---
+
+    def _send_soon(self) -> None:
+        if self._waiting:
+            self._frame = bytearray()  # it will be written again: there may be many until then
+        elif len(self._calls) == 1 or len(self._frame) >= FRAME_BYTES:
+            self._send(self._number)
+        elif self._sending is None:  # others may come in this round
+            self._sending = self._loop.call_soon(self._send_rest)
+
+    def _send(self, last: int) -> None:
+        frame, self._frame = self._frame, bytearray()
+        if self._pump.send(b"", frame):
+            self._sent = last
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._waiting = True
+        self._sending = self._loop.call_later(_RETRY_S, self._send_again)
+
+    def _send_rest(self) -> None:
         self._sending = None
-        while self._unsent:
-            bundle = _bundle(self._frames())
-            if not self._pump.send(b"", bundle):
-                self._sending = self._loop.call_later(_RETRY_S, self._send)
-                return
-            for number in tuple(islice(self._unsent, len(bundle))):
-                self._unsent.pop(number).frame = None
+        if self._frame:
+            self._send(self._number)
 
-    def _frames(self) -> Iterator[bytearray]:
-        for number, call in self._unsent.items():
-            if call.frame is None:
-                call.frame = pack(number, call.message, call.trace)
-            yield call.frame
-
-    def _on_connected(self) -> None:
-        self._unsent.update(self._calls)
-        if self._sending is not None:
-            self._sending.cancel()
-        self._send()
-
-    def _on_answer(self, address: bytes, data: memoryview) -> None:
-        head = head_of(data)
-        if head is None:
-            log.warning("bus.garbage", peer=self._peer, size_bytes=len(data))
+    def _send_again(self) -> None:
+        self._waiting = False
+        self._frame = bytearray()
+        if not self._pump.writable():
+            self._wait()
             return
-        _, number, _ = head
-        call = self._calls.get(number)
-        if call is None or call.future.done():
-            return
+        for number, call in self._calls.items():
+            if number > self._sent:
+                write(self._frame, number, call.message, call.trace)
+                if len(self._frame) >= FRAME_BYTES:
+                    self._send(number)
+                if self._waiting:
+                    return
+        self._send_rest()
+
+    def _on_connection(self, there: bool) -> None:
+        if self._connected or not there:  # lost, and with it what was under way, even if its end was not reported
+            self._sent = 0
+        self._connected = there
+        if there:
+            if self._sending is not None:
+                self._sending.cancel()
+            self._send_again()
+
+    # --- answers ---
+
+    def _on_answers(self, address: bytes, data: memoryview) -> None:
         try:
-            call.future.set_result(message_of(head, data, self._peer))
+            found = letters(data)
         except OptimizerError as error:
-            call.future.set_exception(error)
+            log.warning("bus.garbage", sender=self._peer, error=str(error))
+            return
+        for letter in found:
+            _, number, _, _ = letter
+            call = self._calls.get(number)
+            if call is None or call.future.done():
+                continue
+            try:
+                call.future.set_result(read(letter, self._peer))
+            except OptimizerError as error:
+                call.future.set_exception(error)
 
 
 class Server:
@@ -166,8 +192,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._count = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._answers: dict[bytes, list[bytearray]] = {}  # of this round of the loop, by peer
-        self._pump = sockets.bind(zmq.ROUTER, f"{name}.rpc", self._on_request)
+        self._frames: dict[bytes, bytearray] = {}  # answers of this round of the loop, by peer
+        self._pump = sockets.bind(zmq.ROUTER, f"{name}.rpc", self._on_requests)
 
     async def close(self) -> None:
         """
@@ -179,23 +205,28 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._send()
 
-    def _on_request(self, peer: bytes, data: memoryview) -> None:
-        head = head_of(data)
-        if head is None:
-            log.warning("bus.garbage", peer="a client", size_bytes=len(data))
+    def _on_requests(self, peer: bytes, data: memoryview) -> None:
+        try:
+            found = letters(data)
+        except OptimizerError as error:
+            log.warning("bus.garbage", sender="a client", error=str(error))
             return
-        _, number, _ = head
+        for letter in found:
+            self._begin(peer, letter)
+
+    def _begin(self, peer: bytes, letter: Letter) -> None:
+        _, number, trace, _ = letter
         if len(self._tasks) >= self._max_in_flight:
-            refusal = Failure(kind="rejected", message=f"{self._max_in_flight} requests in hand already")
-            self._answer(peer, number, refusal)
+            sentence = f"{self._max_in_flight} requests in hand already"
+            self._answer(peer, number, Failure(kind="rejected", message=sentence))
             return
         try:
-            message = message_of(head, data, "a client")
+            message = read(letter, "a client")
         except OptimizerError as error:
             self._answer(peer, number, told(error))
             return
         self._count += 1
-        work = self._serve(self._count, peer, number, message, trace_of(head, data))
+        work = self._serve(self._count, peer, number, message, bytes(trace))
         self._tasks[self._count] = self._loop.create_task(work)
 
     async def _serve(self, count: int, peer: bytes, number: int, message: Message, trace: bytes) -> None:
@@ -212,30 +243,18 @@ class Server:
         self._answer(peer, number, answer)
 
     def _answer(self, peer: bytes, number: int, answer: Message) -> None:
-        try:
-            data = pack(number, answer)
-        except OptimizerError as error:  # too large
-            data = pack(number, told(error))
-        if not self._answers:
+        if not self._frames:
             self._loop.call_soon(self._send)
-        self._answers.setdefault(peer, []).append(data)
+        frame = self._frames.setdefault(peer, bytearray())
+        try:
+            write(frame, number, answer)
+        except OptimizerError as error:  # too large
+            write(frame, number, told(error))
+        if not self._tasks or len(frame) >= FRAME_BYTES:  # else others may be ready in this round
+            self._send()
 
     def _send(self) -> None:
-        answers, self._answers = self._answers, {}
-        for peer, frames in answers.items():
-            waiting = iter(frames)
-            while bundle := _bundle(waiting):
-                if not self._pump.send(peer, bundle):
-                    log.warning("bus.answers_dropped", count=len(bundle))  # the client asks again or gives up
-
-
-def _bundle(frames: Iterable[bytearray]) -> list[bytearray]:
-    # the first of the frames, as many as travel together
-    bundle: list[bytearray] = []
-    size = 0
-    for frame in frames:
-        bundle.append(frame)
-        size += len(frame)
-        if size >= _BUNDLE_BYTES or len(bundle) == _BUNDLE_FRAMES:
-            break
-    return bundle
+        frames, self._frames = self._frames, {}
+        for peer, frame in frames.items():
+            if not self._pump.send(peer, frame):
+                log.warning("bus.answers_dropped", size_bytes=len(frame))  # the client asks again or gives up

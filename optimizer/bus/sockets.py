@@ -17,7 +17,7 @@ from typing import Any, Final
 import zmq
 
 from optimizer.bus.pump import Pump, Reader
-from optimizer.bus.wire import MAX_MESSAGE_BYTES
+from optimizer.bus.wire import MAX_FRAME_BYTES
 from optimizer.errors import Permanent
 
 _HIGH_WATER: Final = 10_000  # messages in a ZeroMQ queue
@@ -25,6 +25,7 @@ _PATH_BYTES: Final = 107  # sun_path of a unix socket, without the final zero
 _RECONNECT_MS: Final = 10
 _ADDRESSED: Final = (zmq.ROUTER, zmq.PUB, zmq.SUB)
 _HEAP_BYTES: Final = 1024 * 1024
+_EVENTS: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=Hi")
 
 
@@ -62,19 +63,25 @@ class Sockets:
             raise Permanent(f"{self._directory / name} cannot be bound: {error}") from error
         return pump
 
-    def connect(self, kind: zmq.SocketType, name: str, on_message: Reader, on_connected: Callable[[], None]) -> Pump:
+    def connect(
+        self, kind: zmq.SocketType, name: str, on_message: Reader, on_connection: Callable[[bool], None]
+    ) -> Pump:
         """
-        A socket to a name of a peer, which need not be there; `on_connected` is called at each connection.
+        A socket to a name of a peer, which need not be there.
+
+        Args:
+            on_connection: called with True at each connection, and with False when it is lost. What was sent shortly before
+                may belong to the connection that is reported.
         """
         socket = self._socket(kind)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
 
         def on_event(event: bytes, _: memoryview) -> None:
-            if _EVENT.unpack(event)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                on_connected()
+            kind_of_event, _value = _EVENT.unpack(event)
+            on_connection(kind_of_event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
-        watching = self._pumped(socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED), True, on_event)
+        watching = self._pumped(socket.get_monitor_socket(_EVENTS), True, on_event)
         pump = self._pumped(socket, kind in _ADDRESSED, on_message)
         socket.connect(self._endpoint(name))
         watching.look()
@@ -95,7 +102,7 @@ class Sockets:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         return socket
 
     def _pumped(self, socket: Any, addressed: bool, on_message: Reader) -> Pump:
@@ -126,6 +133,6 @@ class Sockets:
 
 
 def _keep_heap() -> None:
-    # glibc returns the free end of its heap to the kernel when that exceeds 128 KiB, and each bundle of messages faults its pages
+    # glibc returns the free end of its heap to the kernel when that exceeds 128 KiB, and each frame faults its pages
     # in again: 4 µs for 30 KiB. Once it has freed a block of this size it keeps twice as much (mallopt(3), M_TRIM_THRESHOLD).
     bytearray(_HEAP_BYTES)
