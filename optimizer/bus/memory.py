@@ -1,12 +1,15 @@
 """
-Storage in memory: the twin of the storage service for tests and offline replays. The same promises, but durability.
+Storage and collector in memory: the twins of the services for tests and offline replays. The same promises, but durability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from optimizer.errors import Conflict, Problem
+import msgspec
+
+from optimizer.decision.ticket import unseal
+from optimizer.errors import Conflict, Invalid, Problem
 from optimizer.messages import (
     SCAN_BYTES,
     Appended,
@@ -20,7 +23,11 @@ from optimizer.messages import (
     State,
     States,
     StorageReport,
+    Submitted,
 )
+from optimizer.model import Event
+
+_event = msgspec.msgpack.Decoder(Event)
 
 
 class MemoryStorage:
@@ -89,7 +96,7 @@ class MemoryStorage:
         for key in deletes:
             self.states.pop(key, None)
         log = self.logs["system"]
-        log.extend(Entry(len(log) + 1 + i, True, body) for i, body in enumerate(system))
+        log.extend([Entry(offset, True, body) for offset, body in enumerate(system, len(log) + 1)])
         for key in (*(puts or {}), *deletes):
             changed = Changed(sequence=0, key=key, revision=self.revision, body=(puts or {}).get(key))
             self._publish(f"state/{key}", changed)
@@ -126,3 +133,37 @@ class MemoryStorage:
         for topics, on_message in self._followers:
             if topic.startswith(topics):
                 on_message(topic, message)
+
+
+class MemoryCollector:
+    """
+    Implements `bus.collector.Collector`: events are attributed and stored at once; nothing is priced.
+
+    Args:
+        secret: the installation's key, with which selection ids were sealed.
+    """
+
+    def __init__(self, storage: MemoryStorage, secret: bytes) -> None:
+        self._storage = storage
+        self._secret = secret
+
+    async def submit(self, source: str, events: Sequence[bytes]) -> Submitted:
+        records, problems = [], []
+        for i, body in enumerate(events):
+            try:
+                event = self._attributed(_event.decode(body))
+            except msgspec.DecodeError as error:
+                raise Invalid(f"an event of Submit is none: {error}") from None
+            except Invalid as error:
+                problems += [Problem(f"[{i}].{p.field}", p.reason, p.expected) for p in error.problems]
+                continue
+            records.append(Record(event.id, event.selection_id, msgspec.msgpack.encode(event)))
+        if problems:
+            raise Invalid(problems)
+        return Submitted(duplicates=(await self._storage.append(records)).duplicates)
+
+    def _attributed(self, event: Event) -> Event:
+        if not event.selection_id:
+            return event
+        ticket = unseal(self._secret, event.selection_id)
+        return msgspec.structs.replace(event, task=ticket.task, variant=ticket.variant)
