@@ -74,7 +74,7 @@ class Bus:
         Bind `<identity>.rpc` and answer requests; what the handler raises becomes a Failure.
 
         Raises:
-            Permanent: another process has bound it.
+            Permanent: it is bound already.
         """
         self._server = Server(self._sockets, self._identity, handler, max_in_flight)
 
@@ -100,7 +100,7 @@ class Bus:
         Bind `<identity>.pub`, so that subscribers can join before there is anything to publish.
 
         Raises:
-            Permanent: another process has bound it.
+            Permanent: it is bound already.
         """
         self._publisher = Publisher(self._sockets, self._identity)
 

@@ -192,6 +192,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._count = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._sending = False
         self._frames: dict[bytes, bytearray] = {}  # answers of this round of the loop, by peer
         self._pump = sockets.bind(zmq.ROUTER, f"{name}.rpc", self._on_requests)
 
@@ -243,17 +244,19 @@ class Server:
         self._answer(peer, number, answer)
 
     def _answer(self, peer: bytes, number: int, answer: Message) -> None:
-        if not self._frames:
-            self._loop.call_soon(self._send)
         frame = self._frames.setdefault(peer, bytearray())
         try:
             write(frame, number, answer)
         except OptimizerError as error:  # too large
             write(frame, number, told(error))
-        if not self._tasks or len(frame) >= FRAME_BYTES:  # else others may be ready in this round
+        if not self._tasks or len(frame) >= FRAME_BYTES:
             self._send()
+        elif not self._sending:  # others may be ready in this round
+            self._sending = True
+            self._loop.call_soon(self._send)
 
     def _send(self) -> None:
+        self._sending = False
         frames, self._frames = self._frames, {}
         for peer, frame in frames.items():
             if not self._pump.send(peer, frame):

@@ -42,6 +42,7 @@ class Sockets:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._pumps: list[Pump] = []
         self._locks: dict[str, int] = {}
+        self._bound: set[str] = set()
 
     def bind(self, kind: zmq.SocketType, name: str, on_message: Reader) -> Pump:
         """
@@ -50,8 +51,9 @@ class Sockets:
         Raises:
             Permanent: somebody has bound the name, or it cannot be bound.
         """
-        if not self.hold(name):
-            raise Permanent(f"{self._directory / name} is bound by another process")
+        if name in self._bound or not self.hold(name):
+            raise Permanent(f"{self._directory / name} is bound already")
+        self._bound.add(name)
         socket = self._socket(kind)
         if kind == zmq.ROUTER:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -22,11 +22,10 @@ from optimizer.messages import VERSION, Failure, Message, decode_bus
 Letter = tuple[int, int, memoryview, memoryview]  # version, number, trace, message
 
 MAX_MESSAGE_BYTES: Final = 80 * 1024 * 1024  # an OTLP body of the largest allowed size, decoded, still passes
-FRAME_BYTES: Final = (
-    128 * 1024
-)  # a frame with as much in it is full; the peer begins with one while the next is on its way
+FRAME_BYTES: Final = 128 * 1024  # a frame is full: the peer begins with one while the next is on its way
 MAX_FRAME_BYTES: Final = MAX_MESSAGE_BYTES + FRAME_BYTES
 _HEAD: Final = struct.Struct(">BQBI")
+_NO_HEAD: Final = bytes(_HEAD.size)
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -41,17 +40,17 @@ def write(frame: bytearray, number: int, message: Message, trace: bytes = b"") -
         Invalid: it is larger than MAX_MESSAGE_BYTES; the receiver would hang up. The frame is as it was.
     """
     begin = len(frame)
-    frame += _HEAD.pack(VERSION, number, len(trace), 0) + trace
+    frame += _NO_HEAD + trace
     try:
-        _encoder.encode_into(message, frame, begin + _HEAD.size + len(trace))
-        size = len(frame) - begin
-        if size > MAX_MESSAGE_BYTES:
-            kind = type(message).__name__
-            raise Invalid(f"{kind} of {size} bytes is larger than a message may be ({MAX_MESSAGE_BYTES} bytes)")
+        body = len(frame)
+        _encoder.encode_into(message, frame, body)
+        if len(frame) - begin > MAX_MESSAGE_BYTES:
+            size = f"{type(message).__name__} of {len(frame) - begin} bytes is larger than a message may be"
+            raise Invalid(f"{size} ({MAX_MESSAGE_BYTES} bytes)")
+        _HEAD.pack_into(frame, begin, VERSION, number, len(trace), len(frame) - body)
     except BaseException:
         del frame[begin:]
         raise
-    _HEAD.pack_into(frame, begin, VERSION, number, len(trace), size - _HEAD.size - len(trace))
 
 
 def letters(frame: memoryview) -> list[Letter]:

@@ -23,7 +23,7 @@ def changed(key: str = "task/t") -> Changed:
 async def test_a_name_has_one_owner(tmp_path: Path) -> None:
     async with Bus(tmp_path, "server") as late, Bus(tmp_path, "client") as client:
         async with peer(tmp_path, "answer"):
-            with pytest.raises(Permanent, match=r"server\.rpc is bound by another process"):
+            with pytest.raises(Permanent, match=r"server\.rpc is bound already"):
                 late.serve(Counter().answer)
             late.bind_publisher()  # another name
             assert await client.client("server").request(Inspect(), 5)  # the owner has lost nothing

@@ -195,7 +195,7 @@ async def test_a_request_waits_for_a_server_that_comes_later_and_again(tmp_path:
 async def test_an_endpoint_has_one_owner(tmp_path: Path) -> None:
     async with Bus(tmp_path, "storage") as one, Bus(tmp_path, "storage") as two:
         one.serve(Echo().answer)
-        with pytest.raises(Permanent, match="another process"):
+        with pytest.raises(Permanent, match="bound already"):
             two.serve(Echo().answer)
 
 
