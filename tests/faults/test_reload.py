@@ -49,9 +49,9 @@ def test_each_field_touches_only_what_it_must(launch: Launch) -> None:  # noqa: 
         "observability.log_level": ("live", [])
     }
     assert daemon.pids() == before
-    with socket.create_connection(("127.0.0.1", daemon.rest)) as garbage:
+    with socket.create_connection(("127.0.0.1", daemon.metrics)) as garbage:
         garbage.sendall(b"no HTTP\r\n\r\n")
-        daemon.wait(lambda: " DEBUG rest_api-0" in daemon.log(), "heard in detail")
+        daemon.wait(lambda: " DEBUG metrics-0" in daemon.log(), "heard in detail")
 
     answer = reload(daemon, QUICK + '[collector]\nkafka_topic = "other"\n')
     assert how(answer)["collector.kafka_topic"] == ("restart", ["collector"])
