@@ -149,6 +149,8 @@ def _config(reading: _Reading, sections: dict[str, Any], tasks: list[Any], path:
         reading.warnings.append(
             f"service.host = {service.host}: the listeners are open to the network, and there is no authentication yet"
         )
+    if tasks and not sections["rest_api"].enabled:
+        reading.warnings.append(f"tasks{reading.where('tasks')} has no effect: rest_api declares them, and is disabled")
     data_dir = Path(service.data_dir).absolute()
     return Config(
         service=service,

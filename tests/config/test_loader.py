@@ -116,3 +116,10 @@ def test_secrets_come_from_files_and_variables_and_are_not_shown(tmp_path: Path)
     assert "c2VjcmV0" not in f"{webhook!r} {webhook.secret}"
     with pytest.raises(Invalid, match="NOT_THERE"):
         load(written(tmp_path, text.replace(f"file:{hidden}", "env:NOT_THERE")), env={})
+
+
+def test_declared_tasks_that_nobody_declares_are_named(tmp_path: Path) -> None:
+    text = "[[tasks]]\ntask = 'a'\n[rest_api]\nenabled = "
+    assert load(written(tmp_path, text + "true\n"), env={}).warnings == ()
+    (told,) = load(written(tmp_path, text + "false\n"), env={}).warnings
+    assert told.startswith("tasks (line 1) has no effect")
