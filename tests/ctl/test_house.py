@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import select
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def test_events_are_imported_once_and_exported_as_stored(daemon: Daemon) -> None
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(daemon: Daemon) -> None:
-    command = f"{BIN}/optimizerctl --socket {daemon.folder}/run/admin.sock events export | head -n 1"
+    ctl, admin = shlex.quote(f"{BIN}/optimizerctl"), shlex.quote(f"{daemon.folder}/run/admin.sock")
+    command = f"{ctl} --socket {admin} events export | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) <= 1

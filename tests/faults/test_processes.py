@@ -25,7 +25,8 @@ def test_killed_children_come_back_and_leave_nothing_behind(build: Build) -> Non
     house = build("quiet1", "quiet2", "quiet3", manager=QUICK)
     for name in ("quiet1", "quiet2", "quiet3"):
         house.until(name, "Running")
-    before = len(list(Path(f"/proc/{house.process.pid}/fd").iterdir()))
+    open_files = Path(f"/proc/{house.process.pid}/fd")
+    before = len(list(open_files.iterdir()))
     for i in range(30):
         name = f"quiet{i % 3 + 1}"
         pid = house.until(name, "Running")["pid"]
@@ -36,7 +37,8 @@ def test_killed_children_come_back_and_leave_nothing_behind(build: Build) -> Non
     house.wait(
         lambda: all(s["state"] == "Running" and s["restarts"] == 11 for s in house.status().values()), "all back"
     )
-    assert len(list(Path(f"/proc/{house.process.pid}/fd").iterdir())) == before
+    # the connection of the last question may be open a moment longer
+    house.wait(lambda: len(list(open_files.iterdir())) <= before, "as few open files as before")
     assert [pid for pid in descendants(house.process.pid) if state_of(pid) == "Z"] == []
     assert house.one("quiet1")["restarts_by_reason"] == {"crash": 11}
 
