@@ -4,10 +4,11 @@ ZeroMQ over ipc between the services: one process's place on the bus. Only files
 No broker: each service binds its own endpoints, `<identity>.rpc` (ROUTER) and `<identity>.pub` (PUB), in a folder of
 mode 0700; others connect, and reconnect by themselves every 10 ms. The rules of the house:
 
-- Raw sockets on the loop's descriptor (`pump.py`); zmq.asyncio costs an order of magnitude of throughput.
+- Raw sockets on the loop's descriptor (`pump.py`); zmq.asyncio costs an order of magnitude of throughput. What one round of the
+  loop has to say to a peer goes as one frame (`wire.py`).
 - Nothing that matters is sent without an answer. A client keeps each request until its answer or its deadline, and sends it
-  again when the peer has come back; so every request must be idempotent. IMMEDIATE keeps requests out of a queue to a peer
-  that is away, where they would be lost with it (`requests.py`).
+  again when the connection it went over was lost; so every request must be idempotent. IMMEDIATE keeps requests out of a queue
+  to a peer that is away, where they would be lost with it (`requests.py`).
 - A publication may be lost. Its group is numbered, and a `Pulse` every second tells the last number, so a subscriber that
   missed something hears `on_join` and reads the state anew (`publications.py`).
 - Every queue is bounded; full is answered with `rejected`.
