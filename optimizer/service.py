@@ -129,3 +129,15 @@ class Frame(Generic[S]):
         """
         if os.getpid() != self.owner_pid:
             raise RuntimeError(f"{self.slot}: made in process {self.owner_pid}, used in {os.getpid()}")
+
+    async def unless_stopped(self, waiting: Awaitable[object]) -> bool:
+        """
+        Wait for something; False if the service is to stop before it has come.
+        """
+        wanted, stopping = asyncio.ensure_future(waiting), asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait((wanted, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return wanted.done()
+        finally:
+            wanted.cancel()
+            stopping.cancel()

@@ -8,7 +8,6 @@ gRPC is made here, after the fork.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any, Final
 
 import grpc
@@ -58,7 +57,7 @@ async def serve(frame: Frame[Settings]) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(standard, server)
         names = (_SELECTION.full_name, _HEALTH.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        if not await _unless_stopped(frame, house.book.joined()):
+        if not await frame.unless_stopped(house.book.joined()):
             return
         async with asyncio.TaskGroup() as group:
             await server.start()
@@ -89,20 +88,6 @@ def _server(frame: Frame[Settings]) -> grpc.aio.Server:
     host, port = frame.listeners["grpc"].getsockname()[:2]
     server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return server
-
-
-async def _unless_stopped(frame: Frame[Settings], waiting: Awaitable[None]) -> bool:
-    """
-    Wait for something; False if the service is to stop before.
-    """
-    joined = asyncio.ensure_future(waiting)
-    stopping = asyncio.ensure_future(frame.stopping.wait())
-    try:
-        await asyncio.wait((joined, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return joined.done()
-    finally:
-        joined.cancel()
-        stopping.cancel()
 
 
 async def _watch(frame: Frame[Settings], house: House, standard: Any) -> None:

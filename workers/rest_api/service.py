@@ -37,7 +37,7 @@ async def serve(frame: Frame[Settings]) -> None:
     ):
         api = Api(house, frame.settings, metrics, Pages(frame).routes())
         server = ApiServer(api, metrics.active_connections.labels(frame.name).set)
-        if not await _unless_stopped(frame, house.book.joined()):
+        if not await frame.unless_stopped(house.book.joined()):
             return
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_watch(frame, house))
@@ -46,20 +46,6 @@ async def serve(frame: Frame[Settings]) -> None:
             await frame.stopping.wait()
             await server.stop(frame.stop_budget_s - _MARGIN_S)
             watching.cancel()
-
-
-async def _unless_stopped(frame: Frame[Settings], waiting: object) -> bool:
-    """
-    Wait for something; False if the service is to stop before.
-    """
-    joined = asyncio.ensure_future(waiting)  # type: ignore[call-overload]
-    stopping = asyncio.ensure_future(frame.stopping.wait())
-    try:
-        await asyncio.wait((joined, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return bool(joined.done())
-    finally:
-        joined.cancel()
-        stopping.cancel()
 
 
 async def _watch(frame: Frame[Settings], house: House) -> None:
