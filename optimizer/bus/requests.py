@@ -238,7 +238,8 @@ class Server:
             answer = told(error)
         except Exception as error:  # noqa: BLE001 - the top of this loop: one bad request must not end the others
             log.opt(exception=error).error("bus.handler_failed", error=repr(error))
-            answer = Failure(kind="permanent", message=f"internal error: {type(error).__name__}")
+            # not permanent: a defect here is no reason for the one who asks never to be started again
+            answer = Failure(kind="transient", message=f"internal error: {type(error).__name__}")
         finally:
             del self._tasks[count]
         self._answer(peer, number, answer)

@@ -87,7 +87,7 @@ async def test_a_bug_in_a_handler_is_logged_and_ends_one_request_only(pair: Pair
         return report(1 // len(message.keys)) if isinstance(message, Get) else report(5)
 
     pair[0].serve(answer)
-    with pytest.raises(Permanent, match="internal error: ZeroDivisionError"):
+    with pytest.raises(Transient, match="internal error: ZeroDivisionError"):
         await pair[1].client("server").request(Get(keys=[]), 5)
     assert await pair[1].client("server").request(Inspect(), 5) == report(5)
     assert len(logged("bus.handler_failed")) == 1
