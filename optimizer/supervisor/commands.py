@@ -24,6 +24,7 @@ from optimizer.telemetry.lines import LEVELS
 from optimizer.telemetry.logs import log, set_level
 
 READ: Final = frozenset({"status", "config"})  # verbs that change nothing
+_BEGIN: Final = frozenset({"start", "restart", "reload"})  # verbs that make processes
 STOPPED_FILE: Final = "stopped.json"  # in data_dir: services that an operator has stopped for good
 _TIMEOUT_S: Final = 60.0
 _LONGEST_S: Final = 3600.0
@@ -70,11 +71,14 @@ class Commands:
         Answer one command.
 
         Raises:
-            Invalid, NotFound: there is no such command or service. Transient: the outcome is not known in time.
+            Invalid, NotFound: there is no such command or service. Transient: the outcome is not known in time, or the daemon
+                is on its way to its end.
         """
         verb = self._verbs.get(name)
         if verb is None:
             raise Invalid(f"{name!r} is no command; there are {', '.join(self._verbs)}")
+        if self._supervisor.stopping and name in _BEGIN:
+            raise Transient("the daemon stops; nothing is started any more")
         return await verb(request)
 
     # --- reading ---

@@ -8,7 +8,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import msgspec
+
 from optimizer.messages import Message, decode_control, encode
+from optimizer.telemetry.logs import log
 
 _BUFFER_BYTES = 1024 * 1024  # the largest message must fit; the kernel may give less
 
@@ -65,8 +68,13 @@ class Channel:
             return
         except OSError:
             data = b""
-        if data:
-            self._on_message(decode_control(data))
-        else:
+        if not data:
             self.close()
             self._on_close()
+            return
+        try:
+            message = decode_control(data)
+        except msgspec.DecodeError as error:  # something else than our code writes on its descriptors
+            log.error("control.garbled", size=len(data), error=str(error))
+        else:
+            self._on_message(message)

@@ -27,14 +27,13 @@ class Ending:
     """
 
     reason: str
-    exit_code: int | None
-    signal: str | None
+    exit_code: int | None = None
+    signal: str | None = None
     why: str = ""
 
     def __str__(self) -> str:
-        return (
-            f"{self.reason}: " + (f"{self.why}, " if self.why else "") + (self.signal or f"exit code {self.exit_code}")
-        )
+        code = None if self.exit_code is None else f"exit code {self.exit_code}"
+        return f"{self.reason}: " + ", ".join(part for part in (self.why, self.signal or code) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,12 @@ class Keeper(Protocol):
     """
     What a ward asks of, and tells, the parent. None of it waits or raises.
     """
+
+    @property
+    def stopping(self) -> bool:
+        """
+        The daemon is on its way to its end.
+        """
 
     def on_change(self, ward: Ward) -> None:
         """

@@ -129,13 +129,13 @@ class Supervisor:
             parent_pid=os.getpid(),
         )
         try:
-            process = fork(slot, partial(be, birth))
+            process, pidfd = fork(slot, partial(be, birth))
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
-        return Process(slot, ward.incarnation, process, ours, ward.hear, ward.end)
+        return Process(slot, ward.incarnation, process, pidfd, ours, ward.hear, ward.end)
 
     # --- life ---
 
@@ -377,7 +377,10 @@ class Supervisor:
         """
         Gauges that only a living process may report go with it.
         """
-        forget(self.config.runtime_dir / "metrics", slot)
+        try:
+            forget(self.config.runtime_dir / "metrics", slot)
+        except OSError as error:
+            log.warning("metrics.not_forgotten", slot=slot, error=str(error))  # its successor does it again
 
     def ran_out_of_memory(self) -> bool:
         """

@@ -26,7 +26,7 @@ class Process:
     A living process, or one whose end has just been seen.
 
     Args:
-        process: started multiprocess.Process; `end`: our end of its control channel.
+        process: started multiprocess.Process; `pidfd`: of it; `end`: our end of its control channel.
         on_message: hears (this, message); Ready and Heartbeat have been noted before.
         on_end: hears (this) once, after the process was reaped and its group was killed.
     """
@@ -36,6 +36,7 @@ class Process:
         slot: str,
         incarnation: int,
         process: Any,
+        pidfd: int,
         end: socket.socket,
         on_message: Callable[[Process, Message], None],
         on_end: Callable[[Process], None],
@@ -56,7 +57,7 @@ class Process:
         self._on_message, self._on_end = on_message, on_end
         self._killer: asyncio.TimerHandle | None = None
         self._gauge = Gauge(self.pid)
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = pidfd
         self._loop.add_reader(self._pidfd, self._ended)
         self._channel = Channel(end, self._hear, lambda: None)
 
@@ -143,12 +144,12 @@ class Process:
 
     def _ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        self.exit_code = self._process.exitcode
-        os.close(self._pidfd)
         try:
-            os.killpg(self.pid, signal.SIGKILL)  # what it left behind in its group
+            os.killpg(self.pid, signal.SIGKILL)  # what it left behind in its group; before its pid can be another's
         except (ProcessLookupError, PermissionError):
             log.trace("service.left_nothing", child=self.pid)
+        self.exit_code = self._process.exitcode
+        os.close(self._pidfd)
         self._channel.close()
         if self._killer is not None:
             self._killer.cancel()

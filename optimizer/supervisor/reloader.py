@@ -173,7 +173,7 @@ class Reloader:
         self._set(found.result, fresh)
         failed = await self._restart(found.restarts, found.result)
         replaced = [before[name][one] for name, listeners in fresh.items() for one in listeners if one in before[name]]
-        if not failed:
+        if not failed or self._supervisor.stopping:  # then nothing comes up any more, whatever the configuration
             _close(replaced)
             self._give_back(found.result)
             return ""

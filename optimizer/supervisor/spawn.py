@@ -14,13 +14,32 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import multiprocess
+from multiprocess.context import ForkProcess
+from multiprocess.popen_fork import Popen
 
 from optimizer.catalog import Service
 from optimizer.telemetry.logs import log
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_fork = multiprocess.get_context("fork")
+
+
+class _Popen(Popen):  # type: ignore[misc] # multiprocess has no types
+    """
+    A fork without the two pipes of its base: a pidfd tells of the end, and a fork that fails would leave them open.
+    """
+
+    def _launch(self, process: Any) -> None:
+        self.sentinel = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                process._bootstrap()
+            finally:
+                os._exit(1)  # a child never comes here: see child.be
+
+
+class _Forked(ForkProcess):  # type: ignore[misc] # multiprocess has no types
+    _Popen = staticmethod(_Popen)
 
 
 def preload(services: Iterable[Service]) -> None:
@@ -78,20 +97,27 @@ def threads() -> int:
     raise RuntimeError("/proc/self/status has no line Threads")
 
 
-def fork(name: str, main: Callable[[], None]) -> Any:
+def fork(name: str, main: Callable[[], None]) -> tuple[Any, int]:
     """
-    A started multiprocess.Process that runs `main` with all signals blocked; `main` unblocks them and never returns.
+    A started multiprocess.Process that runs `main` with all signals blocked, and its pidfd. `main` unblocks them and never
+    returns.
 
     Raises:
         RuntimeError: this process has more than one thread, so a fork could copy a held lock.
-        OSError: the fork failed (no memory, too many processes).
+        OSError: the fork failed (no memory, too many processes), or there is no descriptor for the pidfd; nothing is left of it.
     """
     if (count := threads()) != 1:
         raise RuntimeError(f"the parent has {count} threads; a fork now could deadlock the child")
-    process = _fork.Process(target=main, name=name, daemon=False)
+    process = _Forked(target=main, name=name, daemon=False)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return process
+    try:
+        return process, os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.join()
+        process.close()
+        raise

@@ -82,10 +82,8 @@ class Ward:
         """
         self.settings = settings
         self.policy.attempts = settings.max_restart_attempts
-        self.policy.base_s, self.policy.longest_s = (
-            float(settings.restart_backoff_base),
-            float(settings.restart_backoff_max),
-        )
+        self.policy.base_s = float(settings.restart_backoff_base)
+        self.policy.longest_s = float(settings.restart_backoff_max)
         self.policy.jitter, self.policy.stable_after_s = settings.restart_jitter, float(settings.stable_after)
 
     @property
@@ -115,8 +113,10 @@ class Ward:
 
     def start(self, reason: str) -> None:
         """
-        It is to run, as soon as what it needs is ready.
+        It is to run, as soon as what it needs is ready; not any more when the daemon stops.
         """
+        if self._keeper.stopping:
+            return
         self.unwanted = False
         if self.state is State.STOPPING:
             self._again = True
@@ -134,8 +134,11 @@ class Ward:
 
     def restart(self, budget_s: float, reason: str, cause: str = COMMANDED) -> None:
         """
-        It is wanted anew: without a gap where its service can overlap, else by an end within `budget_s` and a start.
+        It is wanted anew: without a gap where its service can overlap, else by an end within `budget_s` and a start; not any
+        more when the daemon stops.
         """
+        if self._keeper.stopping:
+            return
         self.unwanted, self.unreplaced = False, ""
         self._budget_s, self._cause = budget_s, cause
         if cause == COMMANDED:
@@ -279,9 +282,7 @@ class Ward:
         try:
             self.process = self._born()
         except OSError as error:
-            self._unexpected(
-                Ending(reason="startup", exit_code=None, signal=None, why=f"fork: {error.strerror}"), 0, 0.0
-            )
+            self._unexpected(Ending(reason="startup", why=f"fork: {error.strerror}"), 0, 0.0)
 
     def _spawn_successor(self) -> None:
         if self.successor is not None:

@@ -2,6 +2,8 @@
 The real parent over services of `faults.services`: `python -m faults.house NAME[:NEED…] …`, and its client for tests.
 
 A name may have digits behind it, so that there can be several of a kind; one that begins with `broken` cannot be imported.
+The run folder shows every fork: a line with the parent's number of threads in `forks`; while there is a file `hold`, a fresh
+child writes its pid to `held` and stops before it does anything else.
 """
 
 from __future__ import annotations
@@ -19,19 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimizer.catalog import Service
-from optimizer.config.loader import load
-from optimizer.supervisor import spawn
-from optimizer.supervisor.admin import Admin
-from optimizer.supervisor.commands import READ, Commands
-from optimizer.supervisor.parent import Supervisor
-from optimizer.supervisor.reloader import Reloader
-from optimizer.telemetry.logs import configure
+from optimizer import catalog
 
 DEADLINE_S = 20.0
 
 
-class Faulty(Service):
+class Faulty(catalog.Service):
     """
     A service of this folder.
     """
@@ -42,12 +37,22 @@ class Faulty(Service):
 
 
 def main(words: Sequence[str]) -> None:
-    config = load(Path(os.environ["HOUSE_CONFIG"]))
     services = [Faulty(word.split(":")[0], tuple(word.split(":")[1:]), section="integrations") for word in words]
+    catalog.SERVICES = tuple(services)  # type: ignore[misc] # before the parent's modules are imported, for this process only
+    from optimizer.config.loader import load
+    from optimizer.supervisor import spawn
+    from optimizer.supervisor.admin import Admin
+    from optimizer.supervisor.commands import READ, Commands
+    from optimizer.supervisor.parent import Supervisor
+    from optimizer.supervisor.reloader import Reloader
+    from optimizer.telemetry.logs import configure
+
+    config = load(Path(os.environ["HOUSE_CONFIG"]))
     configure(config.observability.log_level, True, "supervisor")
     (config.runtime_dir / "metrics").mkdir(parents=True, exist_ok=True)
     spawn.adopt_orphans()
     spawn.preload(services)
+    show_forks(config.runtime_dir, spawn.threads)
     lifeline = os.pipe()
 
     async def run() -> None:
@@ -61,30 +66,53 @@ def main(words: Sequence[str]) -> None:
     asyncio.run(run())
 
 
+def show_forks(folder: Path, threads: Callable[[], int]) -> None:
+    forks = os.open(folder / "forks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def hold() -> None:
+        if (folder / "hold").exists():
+            (folder / "held").write_text(f"{os.getpid()}\n")
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    os.register_at_fork(before=lambda: os.write(forks, b"%d\n" % threads()), after_in_child=hold)
+
+
 class House:
     """
     One running parent.
     """
 
-    def __init__(self, folder: Path, words: Sequence[str], manager: str = "", **popen: Any) -> None:
-        self.folder = folder
-        config = folder / "config.toml"
-        config.write_text(
-            f'[service]\ndata_dir = "{folder}"\nruntime_dir = "{folder}/run"\n[service_manager]\n{manager}\n'
-        )
-        self.env = {**os.environ, "HOUSE_CONFIG": str(config), "PYTHONPATH": os.pathsep.join(sys.path)}
+    def __init__(
+        self, folder: Path, words: Sequence[str], manager: str = "", through: Sequence[str] = (), **popen: Any
+    ) -> None:
+        """
+        Args:
+            through: a command that executes another one.
+        """
+        self.folder, self.run = folder, folder / "run"
+        self.configure(manager)
+        own = {"HOUSE_CONFIG": str(folder / "config.toml"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.env = {**os.environ, **own, **popen.pop("env", {})}
         with (folder / "log").open("ab") as log:
-            command = [sys.executable, "-m", "faults.house", *words]
+            command = [*through, sys.executable, "-m", "faults.house", *words]
             self.process = subprocess.Popen(command, env=self.env, **{"stdout": log, "stderr": log, **popen})
 
     def start(self) -> House:
         self.wait(lambda: bool(self.status()), "answering")
         return self
 
+    def configure(self, manager: str) -> None:
+        """
+        Write the configuration: what is in `[service_manager]`, and whatever sections follow.
+        """
+        (self.folder / "config.toml").write_text(
+            f'[service]\ndata_dir = "{self.folder}"\nruntime_dir = "{self.run}"\n[service_manager]\n{manager}\n'
+        )
+
     def ask(self, command: str, **fields: Any) -> Any:
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(DEADLINE_S)
-            link.connect(str(self.folder / "run" / "admin.sock"))
+            link.connect(str(self.run / "admin.sock"))
             link.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
             with link.makefile() as lines:
                 answer = json.loads(lines.readline())
@@ -130,6 +158,28 @@ class House:
                     found.append(one)
         return found
 
+    def answer(self, command: str, **fields: Any) -> str:
+        """
+        What the parent refuses a command with; empty when it does not.
+        """
+        try:
+            self.ask(command, **fields)
+        except AssertionError as refusal:
+            return str(refusal)
+        return ""
+
+    def forked(self, name: str) -> int:
+        """
+        How many processes a service has had.
+        """
+        return len(self.lines("service.forked", target=f"{name}-0"))
+
+    def open_files(self) -> dict[int, str]:
+        """
+        What the parent has open, by descriptor.
+        """
+        return open_files(self.process.pid)
+
     def end(self) -> None:
         for pid in [*descendants(self.process.pid), self.process.pid]:
             with contextlib.suppress(ProcessLookupError):
@@ -137,6 +187,17 @@ class House:
         self.process.wait(10)
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """
+    What a process has open, by descriptor.
+    """
+    found: dict[int, str] = {}
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed a moment ago
+            found[int(one.name)] = str(one.readlink())
+    return found
 
 
 def descendants(pid: int) -> list[int]:

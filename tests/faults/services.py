@@ -5,11 +5,14 @@ Services that do one thing wrong each, by name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -127,6 +130,57 @@ async def fat(frame: Frame[Any]) -> None:
     del eaten
 
 
+async def mayfly(frame: Frame[Any]) -> None:
+    """
+    Its n-th incarnation crashes so long after it was ready as the n-th number in the file `lives` says; the rest live on.
+    """
+    lives = (frame.runtime_dir / "lives").read_text().split()
+    frame.ready()
+    if frame.incarnation <= len(lives):
+        await asyncio.sleep(float(lives[frame.incarnation - 1]))
+        raise ValueError("its time is over")
+    await frame.stopping.wait()
+
+
+async def bare(frame: Frame[Any]) -> None:
+    """
+    Closes all descriptors but the standard ones when the file `strip` is there, and lives on.
+    """
+    frame.ready()
+    while not (frame.runtime_dir / "strip").exists():
+        await asyncio.sleep(0.005)
+    (frame.runtime_dir / "strip").unlink()
+    os.closerange(3, 4096)
+    while True:
+        time.sleep(60)  # noqa: ASYNC251 - its loop has no descriptors any more
+
+
+async def babble(frame: Frame[Any]) -> None:
+    """
+    Says to the parent what is no message.
+    """
+    frame.ready()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - paths are not needed
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+            if found.type & 0xF == socket.SOCK_SEQPACKET:
+                for i in range(100):
+                    found.send(bytes([i]) * 1000)
+    await frame.stopping.wait()
+
+
+async def picky(frame: Frame[Any]) -> None:
+    """
+    Wants a hard limit of memory.
+    """
+    if not frame.settings.memory_limit_hard:
+        raise ValueError("there is no limit")
+    await quiet(frame)
+
+
 _DEEDS: dict[str, Callable[[Frame[Any]], Awaitable[None]]] = {
-    deed.__name__: deed for deed in (quiet, slow, stubborn, busy, brood, noisy, early, soon, wrong, away, late, fat)
+    deed.__name__: deed
+    for deed in (
+        *(quiet, slow, stubborn, busy, brood, noisy, early, soon),
+        *(wrong, away, late, fat, mayfly, bare, babble, picky),
+    )
 }

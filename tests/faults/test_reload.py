@@ -4,7 +4,6 @@ Planned changes of a running daemon: reload, restart, stop; seen by its clients.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
+from faults.disks import fill, small_file_system
 from system.conftest import launch  # noqa: F401 - a fixture
 from system.daemon import BIN, Daemon, free_ports, task
 
@@ -272,23 +271,14 @@ def test_sockets_of_the_service_manager_are_used(launch: Launch, tmp_path: Path)
 
 
 def test_a_full_disk_under_the_run_folder_stops_nobody(launch: Launch, tmp_path: Path) -> None:  # noqa: F811 - the fixture
-    if os.getuid() != 0:
-        pytest.skip("mounting a small file system takes root")
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mounted)], check=False).returncode:
-        pytest.skip("this machine does not let us mount")
-    try:
-        daemon = launch(QUICK, runtime_dir=mounted / "run")
-        with contextlib.suppress(OSError), (mounted / "filler").open("wb") as filler:
-            filler.write(b"x" * 8_000_000)
+    with small_file_system(tmp_path, mebibytes=4) as folder:
+        daemon = launch(QUICK, runtime_dir=folder / "run")
+        fill(folder)
         pid = daemon.pids()["processor"]
         os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda: daemon.pids().get("processor") not in (None, pid), "started again")
         assert daemon.call("POST", "/api/v1/tasks", task("t", ["a"]))[0] == 201
         assert daemon.call("POST", "/api/v1/tasks/t/select", {})[0] == 200
-        (mounted / "filler").unlink()
+        (folder / "filler").unlink()
         daemon.wait(daemon.healthy, "healthy")
         assert daemon.stop() == 0
-    finally:
-        subprocess.run(["umount", "-l", str(mounted)], check=True)

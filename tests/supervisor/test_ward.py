@@ -115,6 +115,7 @@ class World:
         self.recoveries = 0
         self.lost = list(lost)
         self.oom = False
+        self.stopping = False
         self.fork_fails = False
         service = Service("rest_api", ("storage",), overlaps=overlaps)
         self.ward = Ward(service, 0, manager, self._bear, self, self, random.Random(1), self.loop)
@@ -303,6 +304,17 @@ def test_a_planned_restart_has_no_gap() -> None:
     first.end(0)
     assert (world.ward.restarts, world.failures) == ({"commanded": 1}, [])
     assert world.ward.last_exit == "commanded: exit code 0"
+
+
+def test_nothing_is_begun_while_the_daemon_stops() -> None:
+    world = World()
+    first = world.run()
+    world.stopping = True
+    world.ward.stop(5, "the daemon stops")
+    world.ward.restart(5, "test")
+    world.ward.start("test")
+    first.end(0)
+    assert (world.state, len(world.born)) == (State.STOPPED, 1)
 
 
 def test_a_successor_that_fails_leaves_the_first_serving() -> None:
