@@ -30,7 +30,7 @@ from benchmarks.supervision.running import Running
 from benchmarks.supervision.systems import DAEMON, SERVICES, services
 
 _PATH: Final = Path("build/bench/restarts.json")
-_ROUNDS: Final = 7  # kills of each service, at rest and under load
+_ROUNDS: Final = 6  # kills of each service, at rest and under load
 _GAP_S: Final = (
     0.2,
     0.26,

@@ -235,8 +235,8 @@ def daemon_environment(folder: Path) -> dict[str, str]:
     }
 
 
-SUPERVISORD: Final = System(name="supervisord", package="supervisor", command=_supervisord, kills=8, gap_s=(0.1, 1.1))
-CIRCUS: Final = System(name="circus", package="circus", command=_circusd, kills=15, gap_s=(0.05, 1.05))
+SUPERVISORD: Final = System(name="supervisord", package="supervisor", command=_supervisord, kills=6, gap_s=(0.1, 1.1))
+CIRCUS: Final = System(name="circus", package="circus", command=_circusd, kills=12, gap_s=(0.05, 1.05))
 GUNICORN: Final = System(
     name="gunicorn, sync workers",
     package="gunicorn",
