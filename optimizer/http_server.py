@@ -27,7 +27,10 @@ LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its se
 MAX_CONNECTIONS: Final = 1024  # a caller holds a few
 HEADER_S: Final = 10.0  # for the first request of a connection to arrive
 _OTHER_FILES: Final = 128  # descriptors that are left for everything else
-_GRACE_S: Final = 0.2  # for the first request of a connection that was accepted just before the end
+_ROUNDS_TO_CONNECT: Final = (
+    3  # of the loop, from accept to a connection; asyncio resets who finds its server closed then
+)
+_GRACE_S: Final = 1.0  # for the first request of a connection that was accepted just before the end
 _LOOK_S: Final = 0.005  # aiohttp tells nobody when a request ends
 
 
@@ -90,9 +93,9 @@ class Connection(RequestHandler):
     @property
     def busy(self) -> bool:
         """
-        A request is in hand.
+        A request is in hand, or has been read and comes next.
         """
-        return self._current_request is not None
+        return self._current_request is not None or bool(self._messages)
 
     @property
     def listening(self) -> bool:
@@ -161,8 +164,11 @@ class Server(web.Server):
         loop = asyncio.get_running_loop()
         until = loop.time() + budget_s
         self.stopping = True
-        await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
         if self._site is not None:
+            for listener in self._site.sockets:
+                loop.remove_reader(listener.fileno())  # others may accept on it, this process does not any more
+            for _ in range(_ROUNDS_TO_CONNECT):
+                await asyncio.sleep(0)
             self._site.close()
         grace = min(until, loop.time() + _GRACE_S)
         while loop.time() < until and self._close_idle(loop.time() < grace):  # noqa: ASYNC110 - see _LOOK_S

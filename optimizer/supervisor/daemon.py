@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 from collections.abc import Callable
@@ -66,6 +67,9 @@ def run(config: Config, read: Callable[[], Config]) -> int:
         log.warning("config.warning", text=warning)
     start_s = float(config.service_manager.start_timeout) * _LEVELS_OF_NEEDS
     notifier.extend_timeout(int((start_s + _MARGIN_S) * 1e6))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the soft one is for programs that use select(2)
     spawn.adopt_orphans()
     enabled = [service for service in SERVICES if config.enabled(service.section)]
     listeners = sockets.bind_all(enabled, config, activated)
@@ -100,8 +104,11 @@ def _folders(config: Config) -> int:
     """
     The daemon's folders, made and locked; returns the lock's descriptor.
     """
-    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    config.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for key, folder in (("data_dir", config.data_dir), ("runtime_dir", config.runtime_dir)):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Permanent(f"service.{key} = {folder}: {error.filename}: {error.strerror}") from error
     config.runtime_dir.chmod(0o700)
     for folder in dict.fromkeys((config.runtime_dir, config.data_dir)):
         lock = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

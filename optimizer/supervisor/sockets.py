@@ -72,6 +72,8 @@ def bind(listener: Listener, config: Config) -> socket.socket:
         told = f"{listener.section}.{listener.field} = {port}: {host}:{port} cannot be bound: {error.strerror}"
         if error.errno == errno.EADDRINUSE:
             raise Transient(told) from error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            told = f"service.host = {host} is no address of this machine: {error.strerror}"
         raise Permanent(told) from error
     if listener.kind == "inherit":
         bound.listen(_BACKLOG)
