@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import ssl
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -87,7 +88,8 @@ class Exporter:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1),
+            # aiohttp's own context has no certificates here (supervisor/spawn.py)
+            connector=aiohttp.TCPConnector(limit=1, ssl=ssl.create_default_context()),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
             trust_env=False,
