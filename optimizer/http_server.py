@@ -26,8 +26,9 @@ IDLE_S: Final = 75.0  # longer than a usual proxy keeps an idle connection
 LINGER_S: Final = 5.0  # for the rest of a body that was refused, so that its sender reads why
 MAX_CONNECTIONS: Final = 1024  # a caller holds a few
 HEADER_S: Final = 10.0  # for the first request of a connection to arrive
-_OTHER_FILES: Final = 128  # descriptors that are left for everything else
-_ROUNDS_TO_CONNECT: Final = (
+_BURST: Final = 32  # connections accepted in one turn of the loop
+_OTHER_FILES: Final = 192  # descriptors that are left for everything else, and for bursts before room is made
+_TURNS_TO_CONNECT: Final = (
     3  # of the loop, from accept to a connection; asyncio resets who finds its server closed then
 )
 _GRACE_S: Final = 1.0  # for the first request of a connection that was accepted just before the end
@@ -71,7 +72,7 @@ class Connection(RequestHandler):
         The answer to what is no HTTP, or has headers beyond the bounds. That is the sender's affair: aiohttp itself would log an
         error, with what was sent, for each.
         """
-        if status >= 500:
+        if status >= 500 and not isinstance(exc, ConnectionError):  # that one is a sender who went away
             log.opt(exception=exc).error("http.failed", error=repr(exc)[:200])
         told = " ".join((message or str(exc)).split())[:300]  # the parser draws with lines and arrows
         manager = self._manager
@@ -155,7 +156,9 @@ class Server(web.Server):
         """
         Accept connections from now on.
         """
-        self._site = await asyncio.get_running_loop().create_server(self, sock=listener, backlog=BACKLOG)
+        # asyncio accepts as many in one turn as it lets wait; at the bound of descriptors it logs an error for each of them
+        self._site = await asyncio.get_running_loop().create_server(self, sock=listener, backlog=_BURST)
+        listener.listen(BACKLOG)
 
     async def stop(self, budget_s: float) -> None:
         """
@@ -164,10 +167,12 @@ class Server(web.Server):
         loop = asyncio.get_running_loop()
         until = loop.time() + budget_s
         self.stopping = True
+        for _ in range(BACKLOG // _BURST):
+            await asyncio.sleep(0)  # connections that wait in the backlog are accepted first
         if self._site is not None:
             for listener in self._site.sockets:
                 loop.remove_reader(listener.fileno())  # others may accept on it, this process does not any more
-            for _ in range(_ROUNDS_TO_CONNECT):
+            for _ in range(_TURNS_TO_CONNECT):
                 await asyncio.sleep(0)
             self._site.close()
         grace = min(until, loop.time() + _GRACE_S)

@@ -8,7 +8,10 @@ import asyncio
 import gzip
 import os
 import resource
+import signal
 import socket
+import sys
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +22,7 @@ from optimizer.budget import FREE_BYTES, Budget
 from optimizer.errors import Invalid, Rejected
 from optimizer.http_bodies import TooLarge, gunzip
 from optimizer.http_server import Connection, Server
+from optimizer.telemetry.logs import log
 
 MIB = 1024 * 1024
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -98,6 +102,62 @@ async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPat
         peer = await ask(port, "GET / HTTP/1.1\r\nHost:")
         assert await ended(peer)
         await close(peer)
+
+
+FLOOD = """
+    import asyncio, resource, socket, sys
+    from aiohttp import web
+    from optimizer.http_server import Connection, Server
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+    class Ours(Server):
+        def __call__(self):
+            return Connection(self, loop=asyncio.get_running_loop(), access_log=None)
+
+    async def main():
+        async def handle(request):
+            return web.Response(text="served")
+        listener = socket.create_server(("127.0.0.1", 0))
+        await Ours(handle, lambda _: None).listen(listener)
+        print(listener.getsockname()[1], flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    asyncio.run(main())
+"""
+
+
+async def test_a_flood_of_connections_meets_no_bound_of_the_system() -> None:
+    pipe = asyncio.subprocess.PIPE
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(FLOOD), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    assert server.stdout is not None
+    port = int(await asyncio.wait_for(server.stdout.readline(), 20))
+    assert server.pid
+    os.kill(server.pid, signal.SIGSTOP)  # so that they come all at once
+    silent = await asyncio.gather(*(ask(port, "GET") for _ in range(600)))
+    os.kill(server.pid, signal.SIGCONT)
+    newest = await ask(port)
+    assert await status(newest) == b"HTTP/1.1 200"
+    await close(newest, *silent)
+    server.kill()
+    assert (await asyncio.wait_for(server.communicate(), 20))[1] == b""
+
+
+async def test_a_sender_who_goes_away_is_no_error() -> None:
+    lines: list[str] = []
+    sink = log.add(lines.append, level="WARNING")
+    async with serving(most=3) as (server, port):
+        peer = await ask(port, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        async with asyncio.timeout(5):
+            while not any(isinstance(one, Connection) and one.listening for one in server.connections):
+                await asyncio.sleep(0.01)
+        await close(peer)
+        async with asyncio.timeout(5):
+            while server.connections:
+                await asyncio.sleep(0.01)
+    log.remove(sink)
+    assert lines == []
 
 
 async def test_connections_leave_descriptors_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
