@@ -97,6 +97,7 @@ _WRITTEN: Final[dict[tuple[State, Event], Step]] = {
     (State.RUNNING, Event.TROUBLED): Step(State.DEGRADED),
     (State.DEGRADED, Event.CLEARED): Step(State.RUNNING),
     **{(state, Event.HUNG): Step(State.DEGRADED, (Effect.ABORT,)) for state in SERVING},
+    (State.STOPPING, Event.STOP): Step(State.STOPPING, (Effect.STOP,)),  # by then at the latest
     (State.STOPPING, Event.ENDED): Step(State.STOPPED),
     (State.STOPPING, Event.AGAIN): Step(State.STARTING, (Effect.SPAWN,)),
     **{(state, Event.DUE): Step(State.STARTING, (Effect.SPAWN,)) for state in RESTING},

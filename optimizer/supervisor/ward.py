@@ -130,6 +130,8 @@ class Ward:
         End it within `budget_s`, by force if need be.
         """
         self._budget_s, self._again = budget_s, False
+        for process in self.leaving:
+            process.finish(budget_s)
         self.happen(Event.STOP, reason)
 
     def restart(self, budget_s: float, reason: str, cause: str = COMMANDED) -> None:
@@ -236,9 +238,8 @@ class Ward:
                 self._spawn()
             case Effect.STOP:
                 self._forget()
-                for process in (self.process, *self.leaving):
-                    if process is not None:
-                        process.finish(self._budget_s)
+                if self.process is not None:
+                    self.process.finish(self._budget_s)
                 if self.successor is not None:
                     self.successor.told = True
                     self.successor.kill()
