@@ -79,7 +79,12 @@ class Pump:
         """
         Whether somebody is connected and there is room for one more message.
         """
-        return not self.closed and bool(self.socket.get(zmq.EVENTS) & _WRITABLE)  # type: ignore[operator] # EVENTS is an int
+        if self.closed:
+            return False
+        events = int(self.socket.get(zmq.EVENTS))
+        if events & _READABLE:
+            self.look()  # the question has taken the descriptor's only notice of it
+        return bool(events & _WRITABLE)
 
     def look(self) -> None:
         """
