@@ -10,7 +10,14 @@ from pathlib import Path
 import zmq
 from bus.conftest import DEADLINE_S, until
 
+from optimizer.bus.pump import Pump
 from optimizer.bus.sockets import Sockets
+
+
+def noticed(pump: Pump) -> bool:
+    events = pump.socket.get(zmq.EVENTS)
+    assert isinstance(events, int)
+    return bool(events & zmq.POLLIN)
 
 
 async def test_asking_for_room_does_not_lose_the_notice_of_a_message(tmp_path: Path) -> None:
@@ -29,9 +36,7 @@ async def test_asking_for_room_does_not_lose_the_notice_of_a_message(tmp_path: P
             await until(lambda: len(asked) > round_, "a question")  # noqa: B023 - used at once
             server.send(asked[-1], bytearray(b"answer"))
             give_up = time.monotonic() + DEADLINE_S
-            while (
-                not client.socket.get(zmq.EVENTS) & zmq.POLLIN
-            ):  # it takes the descriptor's notice, as any question does
+            while not noticed(client):  # it takes the descriptor's notice, as any question does
                 assert time.monotonic() < give_up
             assert client.writable()
             await until(lambda: len(answered) > round_, "an answer")  # noqa: B023 - used at once
