@@ -50,6 +50,12 @@ protos: venv ## regenerate optimizer/pb from protos/
 bench: venv ## performance by ratio against floors, in one run
 	$(BIN)/python -m benchmarks
 
+SECONDS ?= 220
+RESTARTS ?= 5000
+.PHONY: soak
+soak: venv ## SECONDS= RESTARTS=: about five minutes of kills and reloads under load, then thousands of restarts
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SECONDS) --restarts $(RESTARTS)
+
 .PHONY: install uninstall
 install: ## DESTDIR= PREFIX=/usr/local: the product, its unit, configuration, completions
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(PYTHON)' systemd/install.sh

@@ -46,7 +46,7 @@ class RestartPolicy:
     jitter: float
     stable_after_s: float
     in_a_row: int = 0
-    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=4096))
+    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=4096))  # those of the last ten spans
 
     def died(self, now: float, ready_for_s: float, rng: random.Random) -> tuple[float, bool]:
         """
@@ -59,6 +59,8 @@ class RestartPolicy:
             Seconds until the next start, and whether the circuit is open (attempts used up).
         """
         self.deaths.append(now)
+        while now - self.deaths[0] > 10 * self.stable_after_s:
+            self.deaths.popleft()
         self.survived(now, ready_for_s)
         self.in_a_row += 1
         if self.in_a_row > self.attempts:

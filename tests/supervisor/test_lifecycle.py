@@ -63,6 +63,9 @@ def test_a_stable_run_clears_the_row_but_not_for_ever() -> None:
     outcomes = [living.died(61.0 * i, 61.0, rng) for i in range(1, 9)]
     assert outcomes[:3] == [(0, False)] * 3
     assert outcomes[-1] == (60, True)
+    for i in range(9, 1000):
+        living.died(61.0 * i, 61.0, rng)
+    assert len(living.deaths) == 10  # those of the last ten spans are all that is kept
 
 
 def test_every_state_but_disabled_has_a_way_to_a_serving_one() -> None:
