@@ -61,6 +61,7 @@ def probability_best(arms: Sequence[Arm], weight: float = 1.0, price: float = 0.
     a = np.array([arm.wins + 1 for arm in arms])
     b = np.array([arm.losses + 1 for arm in arms])
     shift = np.array([-arm.penalty - price * arm.cost_usd for arm in arms])
+    shift -= shift.max()  # only differences count; at a high price the sums alone would leave no digit for the quality
     if weight <= 0:
         best = shift == shift.max()
         return [float(share) for share in best / best.sum()]
@@ -68,7 +69,7 @@ def probability_best(arms: Sequence[Arm], weight: float = 1.0, price: float = 0.
     spread = np.sqrt(mean * (1 - mean) / (a + b + 1))
     low = (weight * np.maximum(0, mean - _WIDTH * spread) + shift).max()  # below it some arm is surely better
     high = (weight * np.minimum(1, mean + _WIDTH * spread) + shift).max()
-    edges = np.linspace(low, max(high, low + 1e-12), _CELLS + 1)
+    edges = np.linspace(low, max(high, low + 1e-9 * max(1.0, abs(low))), _CELLS + 1)
     mass, below = _discretise(a, b, weight, shift, edges)
     middle = below + mass / 2  # an equal cell counts half
     log_middle = np.log(np.maximum(middle, 1e-300))
