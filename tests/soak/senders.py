@@ -97,7 +97,7 @@ def rate(sender: Sender, number: int) -> None:
         for i in range(_REST_BATCH)
     ]
     answer = sender.until_taken("/api/v1/feedback", batch)
-    assert answer["accepted"] + answer["duplicates"] == len(batch), answer
+    assert answer["accepted"] == len(batch), answer  # duplicates among them: asked again by us, or within the daemon
     sender.acknowledged([str(event["id"]) for event in batch])
 
 
