@@ -7,6 +7,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_WIDEST: Final = 100  # of a cell; what is longer is a list of what should not be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def table(figures: Sequence[Figure]) -> str:
     """
     The figures as aligned text.
     """
-    cells = [(one.name, one.value, one.wanted, "" if one.holds else "NOT SO") for one in figures]
+    cells = [(one.name, one.value[:_WIDEST], one.wanted[:_WIDEST], "" if one.holds else "NOT SO") for one in figures]
     cells.insert(0, ("figure", "measured", "wanted", ""))
     widths = [max(len(line[i]) for line in cells) for i in range(4)]
     return "\n".join(

@@ -18,7 +18,7 @@ from soak.parent import Reading, Tail, read, zombies
 
 _SERVICES: Final = 6
 _LOOK: Final = 50  # restarts between two readings
-_WARM: Final = 0.25  # of the restarts: what is kept of the newest (transitions, system events) has grown full by then
+_WARM: Final = 0.4  # of the restarts: what is kept of the newest (transitions, system events) has grown full by then
 _MOST_BYTES: Final = 50  # of memory for each restart: less is the allocator settling, a leaked object is more
 _MANAGER: Final = 'max_restart_attempts = 1000000\nrestart_backoff_base = "0s"\nstable_after = "1s"\n'
 
