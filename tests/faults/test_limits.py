@@ -57,7 +57,7 @@ def test_a_fork_that_the_kernel_refuses_is_tried_until_there_is_room(build: Buil
     if os.getuid() != 0:
         pytest.skip("becoming another user takes root")
     user = 61_000 + os.getpid() % 3000  # nobody's: the limit counts all processes of a user
-    reading = [f"--{kind}-caps=+dac_override,+dac_read_search" for kind in ("inh", "ambient")]
+    reading = [f"--{kind}-caps=+dac_override" for kind in ("inh", "ambient")]
     through = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *reading]
     house = build("quiet1", "quiet2", manager=WAITING, through=through)
     assert f"\nUid:\t{user}\t{user}" in Path(f"/proc/{house.process.pid}/status").read_text()
