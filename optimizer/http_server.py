@@ -28,9 +28,7 @@ MAX_CONNECTIONS: Final = 1024  # a caller holds a few
 HEADER_S: Final = 10.0  # for the first request of a connection to arrive
 _BURST: Final = 32  # connections accepted in one turn of the loop
 _OTHER_FILES: Final = 192  # descriptors that are left for everything else, and for bursts before room is made
-_TURNS_TO_CONNECT: Final = (
-    3  # of the loop, from accept to a connection; asyncio resets who finds its server closed then
-)
+_TURNS_TO_CONNECT: Final = 3  # from accept to a connection; asyncio resets who finds its server closed then
 _GRACE_S: Final = 1.0  # for the first request of a connection that was accepted just before the end
 _LOOK_S: Final = 0.005  # aiohttp tells nobody when a request ends
 
@@ -74,6 +72,8 @@ class Connection(RequestHandler):
         """
         if status >= 500 and not isinstance(exc, ConnectionError):  # that one is a sender who went away
             log.opt(exception=exc).error("http.failed", error=repr(exc)[:200])
+        else:
+            log.debug("http.unreadable", error=repr(exc)[:200])
         told = " ".join((message or str(exc)).split())[:300]  # the parser draws with lines and arrows
         manager = self._manager
         response = manager.unreadable(status, told) if isinstance(manager, Server) else web.Response(status=status)

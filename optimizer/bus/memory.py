@@ -42,7 +42,6 @@ class MemoryStorage:
         self._offsets: dict[str, int] = {}
         self._selections: set[str] = set()
         self._followers: list[tuple[tuple[str, ...], Callable[[str, Message], None]]] = []
-        self._sequence = 0
 
     def subscribe(
         self,

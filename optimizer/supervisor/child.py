@@ -171,7 +171,6 @@ class _Life:
         self._frame = frame
         self._changed = asyncio.Event()
         self._storing: set[asyncio.Task[None]] = set()
-        self._stored = 0
         self._observability = replace(birth.config.observability, log_level=birth.log_level)
         self._beat_s = beat_interval(float(birth.config.service_manager.health_check_interval))
         loop = asyncio.get_running_loop()

@@ -148,10 +148,8 @@ class Commands:
         for level in self._levels(names):  # needs first, so that what follows finds them
             for ward in self._wards(level):
                 ward.restart(min(timeout_s / 2, self._stop_budget()), "an operator restarts it")
-            answer = await self._outcome(request, level, timeout_s)
-        if len(names) > 1:
-            answer = {"services": {name: self._state(name) for name in names}}
-        return answer
+            await self._outcome(request, level, timeout_s)
+        return {"services": {name: self._state(name) for name in names}}
 
     async def _reload(self, request: Request) -> Request:
         if request.get("dry_run"):

@@ -38,6 +38,7 @@ _TICK_S: Final = 2.0  # longest time between two looks at the deadlines
 _TELL_S: Final = 5.0  # how often the fleet is told though nothing changed, and measured
 _FROZEN_S: Final = 1.0  # the loop was not late but stopped
 _MARGIN_S: Final = 10.0  # beyond the budget of a stop, before the service manager may kill the daemon
+_SHARE_S: Final = 0.1  # of a stop's budget, at least, for each level
 _LAG_FADES: Final = 0.9  # a tick; what is shown is the worst of the last minute or so
 
 
@@ -222,7 +223,7 @@ class Supervisor:
         for ward in self.roster.all():
             if ward.state is State.WAITING and not self.lost_needs(ward.service):
                 ward.happen(Event.NEEDS_READY, "all it needs is ready")
-        if not self._started and all(ward.settled or ward.unwanted for ward in self.roster.all()):
+        if not self._started and all(ward.settled for ward in self.roster.all()):
             self._started = True
             took = self._loop.time() - self._started_at
             ports = {name: sockets.ports(bound) for name, bound in self.listeners.items() if bound}
@@ -262,7 +263,7 @@ class Supervisor:
         until = began + float(self.config.service_manager.shutdown_timeout)
         levels = start_levels(self.roster.services())
         for left, level in zip(range(len(levels), 0, -1), reversed(levels), strict=True):
-            share = max(0.5, (until - self._loop.time()) / left)
+            share = max(_SHARE_S, (until - self._loop.time()) / left)
             wards = [ward for ward in self.roster.all() if ward.service.name in level]
             for ward in wards:
                 ward.stop(share, "the daemon stops")

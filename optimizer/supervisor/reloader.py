@@ -17,7 +17,7 @@ from optimizer.errors import Invalid, Permanent, Rejected, Transient
 from optimizer.messages import Tune
 from optimizer.supervisor import sockets
 from optimizer.supervisor.child import beat_interval
-from optimizer.supervisor.lifecycle import SERVING, State
+from optimizer.supervisor.lifecycle import RESTING, SERVING, State
 from optimizer.supervisor.parent import Supervisor
 from optimizer.supervisor.spawn import preload
 from optimizer.supervisor.ward import Ward
@@ -178,7 +178,8 @@ class Reloader:
             self._give_back(found.result)
             return ""
         log.error("config.rolled_back", reason=failed)
-        self._set(old, before)
+        self._set(old, {})
+        self._supervisor.listeners = before
         again = await self._restart(found.restarts, old)
         _close(bound for listeners in fresh.values() for bound in listeners.values())
         return f"{failed}; {again}" if again else failed
@@ -233,14 +234,21 @@ class Reloader:
         await self._supervisor.until(lambda: not any(ward.processes() for ward in stopped), limit)
         for ward in stopped:
             ward.disable()
-        await self._supervisor.until(lambda: all(w.settled or w.state is State.BACKOFF for w in restarted), limit)
+        await self._supervisor.until(
+            lambda: any(w.state in RESTING for w in restarted) or all(w.settled for w in restarted), limit
+        )
         ill = [ward for ward in restarted if ward.state not in SERVING or ward.unreplaced]
         return "; ".join(f"{ward.name} is {ward.state}: {ward.unreplaced or ward.reason}" for ward in ill)
 
     @staticmethod
     def _renew(wards: list[Ward], fresh: list[Ward], touched: bool, budget_s: float) -> list[Ward]:
         begun: list[Ward] = []
+        stopped = any(ward.unwanted for ward in wards)
         for ward in wards:
+            if ward in fresh and stopped:
+                ward.unwanted = True  # an operator's stop is of the service, however many instances it gets
+                ward.stop(budget_s, "an operator has stopped the service")
+                continue
             if ward in fresh or ward.state is State.DISABLED:
                 ward.start("the configuration wants it")
             elif touched and not ward.unwanted:

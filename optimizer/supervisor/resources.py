@@ -65,6 +65,11 @@ class Gauge:
         As it is now; None when the process has ended.
         """
         found = self._stat()
+        if found is not None and self._started < 0:
+            self._started, self._cpu_s = (
+                found[0],
+                found[1],
+            )  # it could not be read when this was made: no descriptor was left
         if found is None or found[0] != self._started:
             return None
         _, cpu_s, threads = found

@@ -70,7 +70,7 @@ class Ward:
         self.unreplaced = ""  # why the newest planned restart was not made
         self._budget_s = 30.0
         self._delay_s = 0.0
-        self._cause = ""  # of the next start
+        self._cause = COMMANDED  # of the next start
         self._again = False
         self._failed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -145,7 +145,7 @@ class Ward:
         self._budget_s, self._cause = budget_s, cause
         if cause == COMMANDED:
             self.policy.clear()  # the operator vouches for it
-        if self.state in SERVING and self.service.overlaps and not self._condemned():
+        if self.state in SERVING and self.service.overlaps and self.process is not None and not self.process.condemned:
             self.happen(Event.REPLACE, reason)
             return
         self._again = self.state in ALIVE or self.state is State.STOPPING
@@ -184,18 +184,20 @@ class Ward:
         Look whether a deadline has passed.
         """
         limit = float(self.settings.start_timeout)
-        process, successor = self.process, self.successor
-        if process is not None and self.state is State.STARTING and not process.condemned:
-            if now - process.started_at > limit:
-                process.condemned = f"not ready within {limit:g} s"
-                self.happen(Event.LATE, process.condemned)
-        elif process is not None and self.state in SERVING and not process.condemned:
+        late = f"not ready within {limit:g} s"
+        if self.successor is not None and now - self.successor.started_at > limit:
+            self.successor.kill(late)
+        process = self.process
+        if process is None or process.condemned:
+            return
+        if self.state is State.STARTING and now - process.started_at > limit:
+            process.condemned = late
+            self.happen(Event.LATE, late)
+        elif self.state in SERVING:
             silent = now - process.beat_at
             if silent > float(self.settings.health_check_interval) * self.settings.failure_threshold:
                 self.happen(Event.HUNG, f"its work loop has not been heard for {silent:.1f} s")
-        if successor is not None and now - successor.started_at > limit:
-            successor.kill(f"not ready within {limit:g} s")
-        if process is not None and process.ready_at is not None:
+        if process.ready_at is not None:
             self.policy.survived(now, now - process.ready_at)
             self._weigh(process, now - process.ready_at)
 
@@ -278,12 +280,14 @@ class Ward:
     def _spawn(self) -> None:
         self._forget()
         self._again = False
-        if self.incarnation:
-            self.restarts[self._cause or COMMANDED] += 1
+        first = not self.incarnation
         try:
             self.process = self._born()
         except OSError as error:
             self._unexpected(Ending(reason="startup", why=f"fork: {error.strerror}"), 0, 0.0)
+        else:
+            if not first:
+                self.restarts[self._cause] += 1
 
     def _spawn_successor(self) -> None:
         if self.successor is not None:
@@ -297,13 +301,10 @@ class Ward:
         if self.process is not None:
             self.leaving.add(self.process)
             self.process.finish(self._budget_s)
-            self.restarts[self._cause or COMMANDED] += 1
+            self.restarts[self._cause] += 1
         self.process, self.successor = self.successor, None
 
     # --- what its processes say ---
-
-    def _condemned(self) -> bool:
-        return self.process is not None and bool(self.process.condemned)
 
     def hear(self, process: Process, message: Message) -> None:
         """

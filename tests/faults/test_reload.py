@@ -209,6 +209,28 @@ def test_switching_off_and_on(launch: Launch) -> None:  # noqa: F811 - the fixtu
     assert daemon.healthy()
 
 
+def test_what_was_switched_on_is_switched_off_again_when_a_change_is_taken_back(launch: Launch) -> None:  # noqa: F811 - the fixture
+    daemon = launch(QUICK + "[grpc_api]\nenabled = false\n")
+    (daemon.folder / "file").write_text("no folder")
+    answer = reload(daemon, QUICK + f'[storage]\nlmdb_path = "{daemon.folder}/file"\n', code=1)
+    assert answer["result"] == "rolled_back"
+    grpc_api = daemon.services()["grpc_api"]
+    assert (grpc_api["state"], grpc_api["ports"]) == ("Disabled", {})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", daemon.grpc))
+    daemon.wait(daemon.healthy, "healthy again")
+
+
+def test_a_service_that_an_operator_has_stopped_stays_so_however_many_instances_it_gets(launch: Launch) -> None:  # noqa: F811 - the fixture
+    daemon = launch(QUICK)
+    assert daemon.ctl("stop", "grpc_api").returncode == 0
+    reload(daemon, QUICK + "[grpc_api]\ninstances = 2\n")
+    slots = daemon.services()["grpc_api"]["slots"]
+    assert {name: slot["state"] for name, slot in slots.items()} == {"grpc_api-0": "Stopped", "grpc_api-1": "Stopped"}
+    assert daemon.ctl("start", "grpc_api").returncode == 0
+    assert {slot["state"] for slot in daemon.services()["grpc_api"]["slots"].values()} == {"Running"}
+
+
 def test_a_stop_is_kept_over_a_daemons_restart_only_if_asked(launch: Launch) -> None:  # noqa: F811 - the fixture
     daemon = launch(QUICK)
     assert daemon.ctl("stop", "integrations", "--keep").returncode == 0

@@ -38,23 +38,6 @@ async def serve(frame: Frame[Settings]) -> None:
     await server.stop(frame.stop_budget_s)
 
 
-class _Connection(Connection):
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """
-        The answer to what is no HTTP.
-        """
-        log.debug("metrics.bad_http", error=repr(exc)[:200])
-        response = web.Response(status=status, text=f"{(message or str(exc)).strip()[:300]}\n")
-        response.force_close()
-        return response
-
-
 class ScrapeServer(Server):
     """
     HTTP for few and patient callers.
@@ -65,7 +48,7 @@ class ScrapeServer(Server):
         self.most = min(self.most, CONNECTIONS)
 
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        return Connection(
             self,
             loop=asyncio.get_running_loop(),
             access_log=None,

@@ -61,13 +61,9 @@ class Pages:
         The whole table of the service.
         """
         return (
-            Route("GET", "/health", "health", self._health, {200: _HEALTH}, about="How the daemon is", vital=True),
-            Route(
-                "GET", "/health/live", "health", self._live, {200: _OBJECT}, about="This process answers", vital=True
-            ),
-            Route(
-                "GET", "/health/ready", "health", self._ready, {200: _OBJECT}, about="All services serve", vital=True
-            ),
+            Route("GET", "/health", "health", self._health, {200: _HEALTH}, about="How the daemon is"),
+            Route("GET", "/health/live", "health", self._live, {200: _OBJECT}, about="This process answers"),
+            Route("GET", "/health/ready", "health", self._ready, {200: _OBJECT}, about="All services serve"),
             Route(
                 "GET",
                 "/metrics",
@@ -76,7 +72,6 @@ class Pages:
                 {200: _TEXT},
                 answer_media="text/plain",
                 about="Metrics for Prometheus",
-                vital=True,
             ),
             Route("GET", "/openapi.json", "docs", self._openapi, {200: _OBJECT}, about="This document"),
             Route("GET", "/docs", "docs", self._docs, {200: _TEXT}, answer_media="text/html", about="It, for people"),

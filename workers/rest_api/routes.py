@@ -126,7 +126,6 @@ class Route:
         body: what the request's JSON is, or None for none; `media`: content types of it.
         answers: status to type of the answer (None: no content); the errors are the same for all.
         answer_media: content type of the answer.
-        vital: answered however busy the service is.
         at_once: the same as `handler` for a body that has arrived already: (house, name, body, tally), waits for
             nobody.
     """
@@ -143,7 +142,6 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
     answer_media: str = JSON
     about: str = ""
-    vital: bool = False
     at_once: Callable[[House, str, bytes, Tally], web.StreamResponse] | None = None
 
     @property
